@@ -6,12 +6,13 @@
 //! Invariant: page-table pages are freed only after the TLBs of all CPUs are flushed.
 #![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
 
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
-    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
-    Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, PAGE_SIZE, Page, PerCpuPages, Pfn, PfnRange,
+    PhysAddr, Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
 };
 
 use crate::cpu::time::Instant;
@@ -19,7 +20,7 @@ use crate::cpu::window::Window;
 use crate::cpu::{self, tlb};
 use crate::job;
 use crate::mem::copy;
-use crate::mem::paging::{self, DIRECT_MAP, TableSource, VMEMMAP};
+use crate::mem::paging::{self, BOOT_MAPPED, DIRECT_MAP, TableSource, VMEMMAP};
 
 /// Sections of the physical address space that the guest can use: 2 TiB.
 const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
@@ -56,8 +57,8 @@ pub fn faults_injected() -> u64 {
 /// CPU may still walk them.
 struct Tables {
     freed: [Option<u64>; Self::MOST],
-    /// Allocated pages for tables to come.
-    stock: PfnRange,
+    /// The addresses of allocated pages for tables to come.
+    stock: Range<u64>,
 }
 
 impl Tables {
@@ -66,20 +67,29 @@ impl Tables {
     const MOST: usize = 2;
 
     const fn new() -> Self {
-        Self { freed: [None; Self::MOST], stock: PfnRange::new(Pfn::new(0), 0) }
+        Self { freed: [None; Self::MOST], stock: 0..0 }
     }
 
-    /// With about `count` pages in stock, if they lie side by side somewhere: one allocation for all of them.
+    /// With about `count` pages in stock, if they lie side by side somewhere: one allocation for all of them. With none
+    /// while a fault waits for one of them: each is asked for then.
     fn stocked(count: u64) -> Self {
         let order = Order::new(count.max(1).ilog2() as u8).min(Order::MAX);
         let mut tables = Self::new();
         if order > Order::PAGE
+            && FAULTS[FaultStep::PageTable as usize].load(Ordering::Relaxed) == 0
             && let Ok(first) = MM.alloc_pages(order, Gfp::PageTable)
         {
             MM.split_page(first, order);
-            tables.stock = PfnRange::new(first, order.pages());
+            tables.stock = first.address().get()..first.add(order.pages()).address().get();
         }
         tables
+    }
+
+    /// Frees what is left in stock.
+    fn free_stock(&mut self) {
+        let [first, end] = [self.stock.start, self.stock.end].map(|address| PhysAddr::new(address).pfn());
+        MM.free_contig_range(PfnRange::between(first, end).expect("a stock has an end"));
+        self.stock = 0..0;
     }
 
     /// Maps by `map`. Tables that a failed `map` gave back are freed.
@@ -104,12 +114,16 @@ impl TableSource for Tables {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        let first = self.stock.start();
         if self.stock.is_empty() {
             return Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get());
         }
-        self.stock = self.stock.from(first.add(1));
-        Some(first.address().get())
+        let page = self.stock.start;
+        self.stock.start += PAGE_SIZE;
+        Some(page)
+    }
+
+    fn stock(&mut self) -> &mut Range<u64> {
+        &mut self.stock
     }
 
     fn give_back(&mut self, page: u64) {
@@ -169,6 +183,16 @@ pub fn unused_section() -> SectionNr {
     unused.next().expect("a section without a memmap")
 }
 
+/// Sets pages aside for the tables of boot memory: of the direct map of `ram`, and of its memmaps.
+///
+/// # Errors
+/// [`paging::NoPageTable`].
+pub fn prepare_boot(ram: PfnRange, tables: &mut dyn TableSource) -> Result<(), paging::NoPageTable> {
+    let direct = [ram.start(), ram.end()].map(|pfn| DIRECT_MAP + pfn.address().get());
+    paging::prepare(direct[0], direct[1], tables)?;
+    paging::prepare(page(ram.start()), page(ram.end()), tables)
+}
+
 /// Where `range` and its memmaps are mapped: start and end in the direct map, and in the vmemmap window.
 fn windows(range: SectionRange) -> [(u64, u64); 2] {
     let direct = [range.first(), range.end()].map(|nr| DIRECT_MAP + nr.start().address().get());
@@ -191,7 +215,12 @@ fn release((start, end): (u64, u64)) {
 
 /// Address of the `Page` of the section's first frame.
 fn memmap(section: SectionNr) -> u64 {
-    VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
+    page(section.start())
+}
+
+/// Address of the `Page` of frame `pfn`.
+fn page(pfn: Pfn) -> u64 {
+    VMEMMAP + u64::from(pfn.get()) * size_of::<Page>() as u64
 }
 
 /// What comes is not mapped yet. Page tables can map memory again to the same place, so that a mapping which a rollback
@@ -215,11 +244,6 @@ unsafe impl Platform for KernelPlatform {
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert_unmapped(memmap(section));
         Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
-    }
-
-    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        let (start, size) = (memmap(first), u64::from(count) * paging::LARGE_PAGE);
-        Tables::fill(|tables| paging::prepare_vmemmap(start, start + size, tables))
     }
 
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
@@ -259,7 +283,7 @@ unsafe impl Platform for KernelPlatform {
         let prepared = paging::prepare(direct.0, direct.1, &mut tables).and_then(|()| {
             paging::prepare(memmaps.0, memmaps.1, &mut tables).inspect_err(|_| release(direct))
         });
-        MM.free_contig_range(tables.stock);
+        tables.free_stock();
         prepared.map_err(|paging::NoPageTable| {
             tables.flush();
             NoPageTable
@@ -268,7 +292,10 @@ unsafe impl Platform for KernelPlatform {
 
     fn map_prepared_direct(&self, range: PfnRange) {
         let (start, end) = (range.start().address().get(), range.end().address().get());
-        paging::map_prepared(DIRECT_MAP + start, DIRECT_MAP + end, start);
+        // Memory below is boot memory, and never unmapped.
+        if start >= BOOT_MAPPED {
+            paging::map_prepared(DIRECT_MAP + start, DIRECT_MAP + end, start);
+        }
     }
 
     fn release(&self, range: SectionRange) {
