@@ -82,7 +82,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
 /// Protects the kernel's image, sets up interrupts, and finds CPUs and nodes. Returns the number of CPUs to
 /// run.
 fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Memblock) -> usize {
-    let tables = &mut EarlyTables::new(memblock);
+    let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(stack::boot_guards(), tables).expect("no memory for the kernel's page tables");
     lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
     trap::init();

@@ -73,21 +73,22 @@ impl<P: Platform> Hotplug<'_, P> {
         }
         let mut later = self.take_boot_memmaps(memblock, &zones)?;
         let memblock: &'static Memblock = memblock;
-        memblock.runs().for_each(|run| self.count_boot_memory(memblock, run));
-        mm.zones().for_each(|zone| zone.keep_boot_span(self.held()));
         mm.deferred.set_boot(memblock);
         for run in memblock.runs() {
+            let managed = self.count_boot_memory(memblock, run);
             let mut rest = run;
             for nr in before(run, &later) {
                 self.init_boot_section(memblock, nr, run.zone);
                 rest.first = SectionNr::new(nr.get() + 1);
             }
             if let Some(later) = later[run.zone.index()].as_mut().filter(|_| rest.len() > 0) {
-                mm.zone(run.zone).add_deferred(rest.pages(memblock.free()));
+                let pages = if rest == run { managed } else { rest.free_pages(memblock) };
+                mm.zone(run.zone).add_deferred(pages);
                 mm.deferred.add_boot(rest, later.memmap);
                 later.memmap = later.memmap.add(rest.len() * MEMMAP_PAGES);
             }
         }
+        mm.zones().for_each(|zone| zone.keep_boot_span(self.held()));
         self.update_limits();
         Ok(())
     }
@@ -137,15 +138,17 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(later)
     }
 
-    /// Counts the RAM of `run` as part of its zone.
-    fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
+    /// Counts the RAM of `run` as part of its zone. Returns how many of its pages are managed.
+    fn count_boot_memory(&self, memblock: &Memblock, run: Run) -> u64 {
         self.mm.nodes.include(run.zone.node());
         let zone = self.mm.zone(run.zone);
-        for ram in run.parts(memblock.memory()) {
+        for ram in memblock.ram_in(run.frames()) {
             zone.grow_span(ram, self.held());
             zone.add_present(ram.pages().into(), self.held());
         }
-        zone.add_managed(run.pages(memblock.free()), self.held());
+        let managed = run.free_pages(memblock);
+        zone.add_managed(managed, self.held());
+        managed
     }
 
     /// Recomputes everything that follows from the sizes of the zones: zonelists, watermarks and the limits

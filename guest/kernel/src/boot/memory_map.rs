@@ -7,15 +7,13 @@
 //! map ([`BOOT_MAPPED`]).
 #![expect(unsafe_code, reason = "declares the linker's symbols")]
 
-use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use arrayvec::ArrayVec;
 use spin::{Mutex, MutexGuard};
-use tidevm_mm::{Memblock, PAGE_SIZE, PfnRange, PhysAddr, PhysRange};
+use tidevm_mm::{Memblock, PAGE_SIZE, PhysAddr, PhysRange};
 
-use crate::boot::pvh::{self, BootInfo};
+use crate::boot::pvh::BootInfo;
 use crate::mem::paging::{self, BOOT_MAPPED, NoPageTable, TableSource};
 use crate::mem::platform;
 
@@ -43,17 +41,7 @@ static TABLES: ImageTables = ImageTables([const { AtomicU64::new(0) }; _]);
 static TABLES_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// Page tables before the page allocator runs: from the image, then from memblock.
-pub struct EarlyTables<'m> {
-    memblock: &'m mut Memblock,
-    stock: Range<u64>,
-}
-
-impl<'m> EarlyTables<'m> {
-    /// With nothing in stock.
-    pub fn new(memblock: &'m mut Memblock) -> Self {
-        Self { memblock, stock: 0..0 }
-    }
-}
+pub struct EarlyTables<'m>(pub &'m mut Memblock);
 
 /// Takes `size` bytes that are mapped from the start, aligned to pages.
 pub fn alloc(memblock: &mut Memblock, size: u64) -> Option<PhysAddr> {
@@ -62,7 +50,7 @@ pub fn alloc(memblock: &mut Memblock, size: u64) -> Option<PhysAddr> {
 
 impl TableSource for EarlyTables<'_> {
     fn take(&mut self) -> Option<u64> {
-        Some(alloc(self.memblock, PAGE_SIZE)?.get())
+        Some(alloc(self.0, PAGE_SIZE)?.get())
     }
 
     fn alloc(&mut self) -> Option<u64> {
@@ -75,12 +63,8 @@ impl TableSource for EarlyTables<'_> {
         Some(table)
     }
 
-    fn stock(&mut self) -> &mut Range<u64> {
-        &mut self.stock
-    }
-
     fn give_back(&mut self, _page: u64) {
-        // The boot fails: there is no memory for a page table.
+        unreachable!("nothing is given back before the page allocator runs")
     }
 
     fn free(&mut self, _table: u64) {
@@ -114,23 +98,15 @@ pub fn read(info: &BootInfo) -> &'static mut Memblock {
 
 /// Sets pages aside for the page tables of all RAM.
 fn prepare(memblock: &mut Memblock) -> Result<(), NoPageTable> {
-    let frames = memblock.memory().map(PhysRange::inner_frames).filter(|ram| !ram.is_empty());
-    let ram: ArrayVec<PfnRange, { pvh::MAX_RANGES }> = frames.collect();
-    // Two ranges may have memory of one table. The start-up page tables are there.
-    let (mut count, mut counted) = (0, BOOT_MAPPED);
-    for [start, end] in ram.iter().map(|ram| [ram.start(), ram.end()].map(|pfn| pfn.address().get())) {
-        let start = start.max(counted);
+    let end = memblock.memory().last().map_or(PhysAddr::new(0), PhysRange::end);
+    for (start, end) in platform::boot_windows(end.align_up(PAGE_SIZE).pfn()) {
         if start < end {
-            count += paging::tables_for(start, end);
-            counted = paging::span_of_table(end - 1).1;
+            let pages = paging::tables_for(start, end);
+            let first = alloc(memblock, pages * PAGE_SIZE).ok_or(NoPageTable)?;
+            paging::prepare_boot(start, end, first.get(), &mut EarlyTables(memblock))?;
         }
     }
-    let mut tables = EarlyTables::new(memblock);
-    // Where they do not fit side by side, each is taken by itself.
-    if let Some(first) = alloc(tables.memblock, count * PAGE_SIZE).filter(|_| count > 0) {
-        tables.stock = first.get()..first.get() + count * PAGE_SIZE;
-    }
-    ram.iter().try_for_each(|&ram| platform::prepare_boot(ram, &mut tables))
+    Ok(())
 }
 
 /// The kernel's image. The linker gives its start as a physical address and its end as a virtual one.

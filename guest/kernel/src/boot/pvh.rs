@@ -15,7 +15,7 @@ use crate::mem::paging::phys_to_virt;
 /// Longest command line that is read, in bytes.
 pub const MAX_CMDLINE: usize = 4096;
 /// Most ranges of RAM that are kept.
-pub const MAX_RANGES: usize = 32;
+const MAX_RANGES: usize = 32;
 
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const MEMMAP_TYPE_RAM: u32 = 1;

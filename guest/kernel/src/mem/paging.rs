@@ -29,14 +29,13 @@ mod prepared;
 mod stack_pages;
 
 use core::arch::asm;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
 pub use boot_map::{drop_identity_map, protect_kernel};
-pub use prepared::{map_prepared, prepare, release, tables_for};
+pub use prepared::{map_prepared, prepare, prepare_boot, release, tables_for};
 pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
@@ -88,10 +87,7 @@ pub struct NoPageTable;
 pub trait TableSource {
     /// Physical address of a page with any content.
     fn take(&mut self) -> Option<u64>;
-    /// The addresses of pages that lie side by side, which [`Self::take`] gives first: a caller that needs many pages
-    /// takes them from the start.
-    fn stock(&mut self) -> &mut Range<u64>;
-    /// Takes back a page that [`Self::take`] gave and that was no table.
+    /// Takes back a page that it gave and that was no table.
     fn give_back(&mut self, page: u64);
     /// Takes back a table, which a CPU may have seen.
     fn free(&mut self, table: u64);
@@ -151,10 +147,15 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
         return Ok(value & ADDRESS);
     }
     if value & SET_ASIDE != 0 {
-        return Ok(prepared::table(entry));
+        return Ok(prepared::table(entry, 0));
     }
     let table = source.alloc().ok_or(NoPageTable)?;
-    entry.store(table | PRESENT | WRITABLE, Ordering::Release);
+    let new = table | PRESENT | WRITABLE;
+    if entry.compare_exchange(0, new, Ordering::Release, Ordering::Relaxed).is_err() {
+        // A CPU that has claimed boot memory beside has made the table meanwhile.
+        source.give_back(table);
+        return Ok(prepared::table(entry, 0));
+    }
     Ok(table)
 }
 

@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
-    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, PAGE_SIZE, Page, PerCpuPages, Pfn, PfnRange,
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange,
     PhysAddr, Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
 };
 
@@ -57,8 +57,6 @@ pub fn faults_injected() -> u64 {
 /// CPU may still walk them.
 struct Tables {
     freed: [Option<u64>; Self::MOST],
-    /// The addresses of allocated pages for tables to come.
-    stock: Range<u64>,
 }
 
 impl Tables {
@@ -67,29 +65,21 @@ impl Tables {
     const MOST: usize = 2;
 
     const fn new() -> Self {
-        Self { freed: [None; Self::MOST], stock: 0..0 }
+        Self { freed: [None; Self::MOST] }
     }
 
-    /// With about `count` pages in stock, if they lie side by side somewhere: one allocation for all of them. With none
+    /// The addresses of about `count` pages, if they lie side by side somewhere: one allocation for all of them. None
     /// while a fault waits for one of them: each is asked for then.
-    fn stocked(count: u64) -> Self {
+    fn stock(count: u64) -> Range<u64> {
         let order = Order::new(count.max(1).ilog2() as u8).min(Order::MAX);
-        let mut tables = Self::new();
-        if order > Order::PAGE
-            && FAULTS[FaultStep::PageTable as usize].load(Ordering::Relaxed) == 0
-            && let Ok(first) = MM.alloc_pages(order, Gfp::PageTable)
-        {
-            MM.split_page(first, order);
-            tables.stock = first.address().get()..first.add(order.pages()).address().get();
+        let has_fault = FAULTS[FaultStep::PageTable as usize].load(Ordering::Relaxed) != 0;
+        if order == Order::PAGE || has_fault {
+            return 0..0;
         }
-        tables
-    }
-
-    /// Frees what is left in stock.
-    fn free_stock(&mut self) {
-        let [first, end] = [self.stock.start, self.stock.end].map(|address| PhysAddr::new(address).pfn());
-        MM.free_contig_range(PfnRange::between(first, end).expect("a stock has an end"));
-        self.stock = 0..0;
+        MM.alloc_pages(order, Gfp::PageTable).map_or(0..0, |first| {
+            MM.split_page(first, order);
+            first.address().get()..first.add(order.pages()).address().get()
+        })
     }
 
     /// Maps by `map`. Tables that a failed `map` gave back are freed.
@@ -114,16 +104,7 @@ impl TableSource for Tables {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        if self.stock.is_empty() {
-            return Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get());
-        }
-        let page = self.stock.start;
-        self.stock.start += PAGE_SIZE;
-        Some(page)
-    }
-
-    fn stock(&mut self) -> &mut Range<u64> {
-        &mut self.stock
+        Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get())
     }
 
     fn give_back(&mut self, page: u64) {
@@ -183,14 +164,11 @@ pub fn unused_section() -> SectionNr {
     unused.next().expect("a section without a memmap")
 }
 
-/// Sets pages aside for the tables of boot memory: of the direct map of `ram`, and of its memmaps.
-///
-/// # Errors
-/// [`paging::NoPageTable`].
-pub fn prepare_boot(ram: PfnRange, tables: &mut dyn TableSource) -> Result<(), paging::NoPageTable> {
-    let direct = [ram.start(), ram.end()].map(|pfn| DIRECT_MAP + pfn.address().get());
-    paging::prepare(direct[0], direct[1], tables)?;
-    paging::prepare(page(ram.start()), page(ram.end()), tables)
+/// Where memory below `end` and its memmap are mapped when it is wanted: start and end in the direct map, which is empty
+/// when the start-up tables map it all, and in the vmemmap window.
+pub fn boot_windows(end: Pfn) -> [(u64, u64); 2] {
+    let direct = end.address().get().max(BOOT_MAPPED);
+    [(DIRECT_MAP + BOOT_MAPPED, DIRECT_MAP + direct), (VMEMMAP, page(end))]
 }
 
 /// Where `range` and its memmaps are mapped: start and end in the direct map, and in the vmemmap window.
@@ -279,11 +257,16 @@ unsafe impl Platform for KernelPlatform {
 
     fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
         let [direct, memmaps] = windows(range);
-        let mut tables = Tables::stocked(paging::tables_for(direct.0, direct.1));
-        let prepared = paging::prepare(direct.0, direct.1, &mut tables).and_then(|()| {
-            paging::prepare(memmaps.0, memmaps.1, &mut tables).inspect_err(|_| release(direct))
+        let mut stock = Tables::stock(paging::tables_for(direct.0, direct.1));
+        let mut tables = Tables::new();
+        let prepared = paging::prepare(direct.0, direct.1, &mut stock, &mut tables).and_then(|()| {
+            let memmaps = paging::prepare(memmaps.0, memmaps.1, &mut stock, &mut tables);
+            memmaps.inspect_err(|_| release(direct))
         });
-        tables.free_stock();
+        if !stock.is_empty() {
+            let [first, end] = [stock.start, stock.end].map(|address| PhysAddr::new(address).pfn());
+            MM.free_contig_range(PfnRange::between(first, end).expect("what is left of a range"));
+        }
         prepared.map_err(|paging::NoPageTable| {
             tables.flush();
             NoPageTable
