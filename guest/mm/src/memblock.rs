@@ -267,7 +267,8 @@ impl Memblock {
         memory.filter(|memory| !memory.is_empty()).flat_map(move |memory| {
             let mut rest = memory;
             let reserved = self.reserved.ranges();
-            let mut reserved = reserved[reserved.partition_point(|range| range.end() <= memory.start())..].iter();
+            let mut reserved =
+                reserved[reserved.partition_point(|range| range.end() <= memory.start())..].iter();
             core::iter::from_fn(move || {
                 while !rest.is_empty() {
                     let Some(next) = reserved.next() else {

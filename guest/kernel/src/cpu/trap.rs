@@ -120,7 +120,11 @@ pub fn init() {
     let exceptions = (0..EXCEPTIONS.len() as u8).filter(|&vector| CAN_COME & 1 << vector != 0);
     for vector in exceptions.chain(interrupts()) {
         let entry = (&raw const interrupt_entries) as u64 + 16 * u64::from(vector);
-        let low = entry & 0xffff | code << 16 | stack_of(vector) << 32 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48;
+        let low = entry & 0xffff
+            | code << 16
+            | stack_of(vector) << 32
+            | INTERRUPT_GATE
+            | (entry >> 16 & 0xffff) << 48;
         let gate = &IDT[usize::from(vector)];
         gate[0].store(low, Ordering::Relaxed);
         gate[1].store(entry >> 32, Ordering::Relaxed);

@@ -11,8 +11,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
-    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange,
-    PhysAddr, Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
+    FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
+    Platform, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse,
 };
 
 use crate::cpu::time::Instant;
@@ -167,13 +167,13 @@ pub fn unused_section() -> SectionNr {
 /// Where memory below `end` and its memmap are mapped when it is wanted: start and end in the direct map, which is empty
 /// when the start-up tables map it all, and in the vmemmap window.
 pub fn boot_windows(end: Pfn) -> [(u64, u64); 2] {
-    let direct = end.address().get().max(BOOT_MAPPED);
-    [(DIRECT_MAP + BOOT_MAPPED, DIRECT_MAP + direct), (VMEMMAP, page(end))]
+    let start = PhysAddr::new(BOOT_MAPPED).pfn();
+    [(direct(start), direct(end.max(start))), (VMEMMAP, page(end))]
 }
 
 /// Where `range` and its memmaps are mapped: start and end in the direct map, and in the vmemmap window.
 fn windows(range: SectionRange) -> [(u64, u64); 2] {
-    let direct = [range.first(), range.end()].map(|nr| DIRECT_MAP + nr.start().address().get());
+    let direct = [range.first(), range.end()].map(|nr| direct(nr.start()));
     let memmaps = [range.first(), range.end()].map(memmap);
     [direct, memmaps].map(|[start, end]| (start, end))
 }
@@ -191,8 +191,13 @@ fn release((start, end): (u64, u64)) {
     }
 }
 
+/// Address of frame `pfn` in the direct map.
+pub fn direct(pfn: Pfn) -> u64 {
+    DIRECT_MAP + pfn.address().get()
+}
+
 /// Address of the `Page` of the section's first frame.
-fn memmap(section: SectionNr) -> u64 {
+pub fn memmap(section: SectionNr) -> u64 {
     page(section.start())
 }
 

@@ -51,7 +51,6 @@ impl Claims {
         };
         self.of(zone).map(pages).sum()
     }
-
 }
 
 fn run_of(range: &DeferredRange) -> Run {

@@ -58,7 +58,12 @@ impl BootPages {
 ///
 /// # Errors
 /// [`NoPageTable`]: there is none for a table above them.
-pub fn prepare_boot(virt: u64, end: u64, pages: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
+pub fn prepare_boot(
+    virt: u64,
+    end: u64,
+    pages: u64,
+    source: &mut dyn TableSource,
+) -> Result<(), NoPageTable> {
     for upper in index(virt, 3)..=index(end - 1, 3) {
         next_table(entry(root(), upper), source)?;
     }
