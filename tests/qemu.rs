@@ -38,6 +38,10 @@ const TESTS: &[Test] = &[
     ("no_line_at_the_console_ends_the_guest", no_line_at_the_console_ends_the_guest),
     ("a_boot_takes_no_more_instructions_than_it_may", a_boot_takes_no_more_instructions_than_it_may),
     ("every_policy_maps_boot_memory", every_policy_maps_boot_memory),
+    (
+        "a_timer_without_deadlines_is_measured_when_it_is_set",
+        a_timer_without_deadlines_is_measured_when_it_is_set,
+    ),
     ("boot_memory_beyond_the_first_tables_is_mapped", boot_memory_beyond_the_first_tables_is_mapped),
 ];
 
@@ -385,6 +389,16 @@ fn no_line_at_the_console_ends_the_guest() {
 /// The guest's instructions from its first one until all drivers are bound. QEMU's clock counts them, and the frequency
 /// is given, so that nothing measures it: the number is the same each time. In 2026-11 it was 2.58 million with 512 MiB,
 /// and 15,544 more with 2 GiB, for page tables.
+/// QEMU's emulated CPU has no TSC deadline. The probe goes on by timers of one millisecond, on a CPU that does nothing else.
+fn a_timer_without_deadlines_is_measured_when_it_is_set() {
+    let mut machine = boot("timer", |options| options.hotplug.clear());
+    for _ in 0..2 {
+        let answer = command(&mut machine, "probe churn");
+        assert!(answer.iter().any(|line| line == "done"), "{answer:?}");
+    }
+    power_off(machine);
+}
+
 /// Carries out each line of `script`, and checks after each.
 fn run(machine: &mut QemuMachine, script: &[&str]) {
     for line in script {
