@@ -43,6 +43,7 @@ const TESTS: &[Test] = &[
         a_timer_without_deadlines_is_measured_when_it_is_set,
     ),
     ("boot_memory_beyond_the_first_tables_is_mapped", boot_memory_beyond_the_first_tables_is_mapped),
+    ("a_table_stays_for_memory_that_is_deferred", a_table_stays_for_memory_that_is_deferred),
 ];
 
 fn main() -> ExitCode {
@@ -457,6 +458,33 @@ fn boot_memory_beyond_the_first_tables_is_mapped() {
     run(&mut machine, &["hog 100M movable as near", "verify near", "release near"]);
     resize(&mut machine, 0);
     run(&mut machine, &["verify far", "release far"]);
+    power_off(machine);
+}
+
+/// Two devices share a table for the memmaps of their memory, and boot memory, which ends at 64 GiB, has none of it. The
+/// table has no entry any more when the first device's memory has left, and what the second has plugged needs it.
+fn a_table_stays_for_memory_that_is_deferred() {
+    let mut machine = boot("shared", |options| {
+        options.memory = Size::gib(62);
+        options.hotplug = vec![Hotplug::new(Size::gib(1)); 2];
+        options.cmdline = "tidevm.init=lazy tidevm.zeroed=on".to_owned();
+    });
+    resize(&mut machine, 1024);
+    run(&mut machine, &["hog 100M movable as first", "release first"]);
+    let follows = |machine: &mut QemuMachine, device, mib, all| {
+        let done = machine.resize(device, Size::mib(mib));
+        done.and_then(|()| machine.wait_plugged(device, Size::mib(mib)))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let deadline = Instant::now() + LIMIT;
+        while movable(machine).managed != expected(all).managed {
+            assert!(Instant::now() < deadline, "waited for the guest to use {all} MiB:\n{}", machine.text());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    follows(&mut machine, 1, 1024, 2048);
+    follows(&mut machine, 0, 0, 1024);
+    run(&mut machine, &["hog 100M movable as second", "verify second", "release second"]);
+    follows(&mut machine, 1, 0, 0);
     power_off(machine);
 }
 
