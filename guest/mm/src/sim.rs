@@ -711,10 +711,10 @@ unsafe impl Platform for Sim {
     }
 
     fn map_prepared_direct(&self, range: PfnRange) {
-        self.assert_unused(range);
         for pageblock in &self.prepared_direct[pageblocks_of(range)] {
             assert!(pageblock.swap(false, SeqCst), "a pageblock of {range:?} is not prepared");
         }
+        self.assert_unused(range);
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
         }
