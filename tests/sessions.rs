@@ -7,6 +7,8 @@ mod auto;
 mod balloon;
 #[path = "sessions/blocked.rs"]
 mod blocked;
+#[path = "sessions/boot_memory.rs"]
+mod boot_memory;
 #[path = "sessions/boundaries.rs"]
 mod boundaries;
 #[path = "sessions/contig.rs"]
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         auto::TESTS,
         balloon::TESTS,
         blocked::TESTS,
+        boot_memory::TESTS,
         boundaries::TESTS,
         contig::TESTS,
         corrupt::TESTS,

@@ -133,10 +133,6 @@ unsafe impl Platform for Host {
         Ok(())
     }
 
-    fn prepare_memmaps(&self, _: SectionNr, _: u32) -> Result<(), NoPageTable> {
-        Ok(())
-    }
-
     fn map_prepared_memmap(&self, _: SectionNr, _: Pfn) {}
 
     fn unmap_memmap(&self, _: SectionNr) {}

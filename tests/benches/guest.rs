@@ -13,6 +13,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The most instructions to follow a target of 1 GiB up and down. For `LARGE_GIB` they may be twice as many.
 const MOST: [u64; 2] = [6_000, 10_000];
 const LARGE_GIB: u64 = 64;
+/// The most instructions to boot.
+const MOST_TO_BOOT: u64 = 20_000;
+const LARGE_BOOT_GIB: u64 = 512;
 
 fn main() -> ExitCode {
     if let Some(missing) = missing() {
@@ -42,9 +45,26 @@ fn run(table: &mut Table) -> Result<(), String> {
     rows(table, "unplug what nobody wanted", MOST[1], [small[1], large[1]]);
     let [eager, ..] = targets("eager", 1)?;
     table.add(Row::new("plug 1 GiB, eager", format!("{eager} instr.")));
-    table.section("Boot");
-    let boot = with_machine("lazy", 1, |machine| stat(machine, "boot_ticks"))?;
-    table.add(Row::new("from the first instruction to ready, on QEMU", format!("{boot} instr.")));
+    table.section("Boot, from the first instruction to ready, on QEMU's microvm");
+    let boot = |gib, cpu_features: &[&str]| {
+        let mut options = options("lazy", Size::gib(gib));
+        options.microvm = true;
+        options.cpu_features = cpu_features.iter().map(ToString::to_string).collect();
+        with_machine(&options, |machine| stat(machine, "boot_ticks"))
+    };
+    let small = boot(1, &[])?;
+    let row = Row::new("boot with 1 GiB", format!("{small} instr."));
+    table.add(row.target(format!("<= {MOST_TO_BOOT}"), small <= MOST_TO_BOOT));
+    let pages: [(&str, &[&str]); 2] =
+        [("boot with 512 GiB", &[]), ("the same, no pages of 1 GiB", &["pdpe1gb=off"])];
+    for (what, cpu_features) in pages {
+        let large = boot(LARGE_BOOT_GIB, cpu_features)?;
+        let ratio = large as f64 / small as f64;
+        let row = Row::new(what, format!("{large} instr.")).beside(format!("1 GiB {small}"), ratio);
+        table.add(row.target("<= 1.20", ratio <= 1.2));
+    }
+    let boot = with_machine(&with_region("lazy", 1), |machine| stat(machine, "boot_ticks"))?;
+    table.add(Row::new("boot on a q35, which has PCI", format!("{boot} instr.")));
     Ok(())
 }
 
@@ -60,7 +80,7 @@ fn rows(table: &mut Table, what: &str, most: u64, [small, large]: [u64; 2]) {
 
 /// The instructions of a target of `gib` GiB, of 0, and of `gib` GiB again.
 fn targets(init: &str, gib: u64) -> Result<[u64; 3], String> {
-    with_machine(init, gib, |machine| {
+    with_machine(&with_region(init, gib), |machine| {
         let mut counts = [0; 3];
         for (count, target) in counts.iter_mut().zip([gib, 0, gib]) {
             *count = follow(machine, Size::gib(target))?;
@@ -69,21 +89,30 @@ fn targets(init: &str, gib: u64) -> Result<[u64; 3], String> {
     })
 }
 
-/// Runs `work` with a guest whose instructions are its clock, and a region of `gib` GiB.
-fn with_machine<R>(
-    init: &str,
-    gib: u64,
-    work: impl FnOnce(&mut QemuMachine) -> Result<R, String>,
-) -> Result<R, String> {
+/// A machine whose instructions are its clock.
+fn options(init: &str, memory: Size) -> QemuConfig {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
-    fs::write(&kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
-    let mut options = QemuConfig::new(kernel.clone(), Size::mib(512));
-    options.hotplug = vec![Hotplug::new(Size::gib(gib))];
+    let mut options = QemuConfig::new(kernel, memory);
     options.icount = true;
     // QEMU's memory is zero, although QEMU does not promise it.
     options.cmdline = format!("tsc_early_khz=1000000 tidevm.zeroed=on tidevm.init={init}");
-    let result = QemuMachine::start(&options).and_then(|mut machine| work(&mut machine));
-    drop(fs::remove_file(&kernel));
+    options
+}
+
+/// The same with a region of `gib` GiB.
+fn with_region(init: &str, gib: u64) -> QemuConfig {
+    QemuConfig { hotplug: vec![Hotplug::new(Size::gib(gib))], ..options(init, Size::mib(512)) }
+}
+
+/// Runs `work` with a guest.
+fn with_machine<R>(
+    options: &QemuConfig,
+    work: impl FnOnce(&mut QemuMachine) -> Result<R, String>,
+) -> Result<R, String> {
+    let kernel = &options.kernel;
+    fs::write(kernel, GUEST_IMAGE).map_err(|error| format!("cannot write {}: {error}", kernel.display()))?;
+    let result = QemuMachine::start(options).and_then(|mut machine| work(&mut machine));
+    drop(fs::remove_file(kernel));
     result
 }
 

@@ -213,7 +213,9 @@ impl Driver {
         } else {
             let question = self.question();
             let action = question.map_or_else(|| self.plan(), Action::Send);
-            if !matches!(action, Action::Idle(_)) && self.region.try_reserve().is_err() {
+            // Before a pause too: the action after it then finds the memory there.
+            let is_reserved = self.region.try_reserve().is_ok();
+            if !matches!(action, Action::Idle(_)) && !is_reserved {
                 // The outcome could not be recorded.
                 return Action::Idle(self.back_off.idle(IdleReason::NoMemory));
             }

@@ -24,7 +24,7 @@ use self::walk::{PageSet, Task};
 use self::workload::Workload;
 use crate::cpu::panic;
 use crate::mailbox::Requester;
-use crate::mem::{MM, platform, stacks, stamps};
+use crate::mem::{MM, mappings, platform, stacks, stamps};
 
 /// Most threads of one churn.
 const MAX_CHURN_THREADS: u32 = 64;
@@ -75,9 +75,10 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
     }
 }
 
-/// Checks the memory management and the stacks.
+/// Checks the stacks, the page tables and the memory management.
 fn check() -> Answer {
     stacks::check();
+    mappings::check();
     let Checked { pages, deferred } = MM.check();
     Answer::Checked { pages, deferred }
 }

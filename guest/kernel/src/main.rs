@@ -21,7 +21,7 @@ mod shell;
 mod virtio;
 
 use tidevm_abi::Report;
-use tidevm_mm::{InitPolicy, Memblock, MemoryContent, PAGE_SIZE};
+use tidevm_mm::{InitPolicy, Memblock, MemoryContent};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::agent::{pmem, workload};
@@ -33,7 +33,6 @@ use crate::boot::pvh::BootInfo;
 use crate::console::println;
 use crate::control::Control;
 use crate::cpu::{ioapic, lapic, smp, stack, time, trap};
-use crate::mem::paging::VMEMMAP;
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::balloon::BalloonDriver;
 use crate::virtio::mem::MemDriver;
@@ -56,7 +55,7 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     let info = unsafe { BootInfo::read(start_info) };
     let command_line = CommandLine::parse(info.cmdline());
     time::init(command_line.tsc_khz);
-    let memblock = memory_map::map(&info);
+    let memblock = memory_map::read(&info);
     stamps::mapped();
     let nr_cpus = find_hardware(&info, &command_line, memblock);
     start_memory(&command_line, nr_cpus, memblock);
@@ -87,18 +86,16 @@ fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Mem
     paging::protect_kernel(stack::boot_guards(), tables).expect("no memory for the kernel's page tables");
     lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
     trap::init();
-    let mut numa = Numa::new();
+    let mut numa = Numa::known();
     let nr_cpus = smp::find_cpus(info.rsdp(), command_line.nr_cpus, tables, &mut numa);
-    // The first memmaps are mapped before any page can be allocated, so their page tables come from memblock.
-    paging::prepare_vmemmap(VMEMMAP, VMEMMAP + 1, tables).expect("no memory for the memmap's page tables");
     numa.settle(&command_line.numa, memblock, nr_cpus);
     nr_cpus
 }
 
 /// Starts the heap and memory management.
 fn start_memory(command_line: &CommandLine, nr_cpus: usize, memblock: &'static mut Memblock) {
-    let arena = memblock.alloc(heap::ARENA_SIZE, PAGE_SIZE).expect("no memory for the heap");
-    // SAFETY: memblock just gave this memory, and it is mapped.
+    let arena = memory_map::alloc(memblock, heap::ARENA_SIZE).expect("no memory for the heap");
+    // SAFETY: memblock just gave this memory, and it is mapped from the start.
     unsafe { heap::init(arena.get()) };
     let options = tidevm_mm::Options { nr_cpus, ..command_line.mm };
     MM.boot(memblock, options).expect("memory management does not start");

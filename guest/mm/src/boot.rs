@@ -1,16 +1,13 @@
 //! Boot: the zones are built from the memory map in memblock.
 //!
 //! Mirrors Linux `free_area_init`, `memblock_free_all` and `mm_core_init`. First every section with RAM gets
-//! memory for its memmap from memblock. Then the memmap of each section is mapped and initialised, and the
+//! memory for its memmap from memblock. Then each section and its memmap are mapped and initialised, and the
 //! section is freed into its zone, or the section is left for later (see `deferred`). Differs from Linux on
-//! purpose: sections are freed one by one, so that after the first section the platform can take page-table
-//! pages from the allocator to map the others.
+//! purpose: a section that boot leaves for later is not mapped.
 //!
-//! Invariant: a section of boot memory is Present only after its memmap is mapped.
+//! Invariant: a section of boot memory is Present only after it and its memmap are mapped.
 
 use core::fmt;
-
-use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, Pfn, PhysAddr, PhysRange, SectionNr};
@@ -31,8 +28,6 @@ pub enum BootError {
     OutOfRange(PhysAddr),
     /// No room for the memmap, or memblock's table is full.
     NoMemory,
-    /// The memmap could not be mapped.
-    NoPageTable(SectionNr),
 }
 
 impl fmt::Display for BootError {
@@ -43,11 +38,6 @@ impl fmt::Display for BootError {
                 write!(f, "there is RAM beyond the last section, at {:#x}", address.get())
             }
             Self::NoMemory => f.write_str("no room for the memmap, or too many ranges of memory"),
-            Self::NoPageTable(nr) => write!(
-                f,
-                "no page for a page table to map the memmap of the section at {:#x}",
-                nr.start().address().get()
-            ),
         }
     }
 }
@@ -56,7 +46,8 @@ impl core::error::Error for BootError {}
 
 impl<P: Platform> Mm<P> {
     /// Builds the zones from `memblock`. In each node, memory below 4 GiB is Dma32 and memory above is Normal.
-    /// Free memory can be allocated afterwards, reserved memory never. Called once, by one CPU.
+    /// Free memory can be allocated afterwards, reserved memory never. All RAM is prepared before (see
+    /// [`Platform`]). Called once, by one CPU.
     ///
     /// # Errors
     /// See [`BootError`]; the machine has no allocator then.
@@ -75,58 +66,69 @@ impl<P: Platform> Mm<P> {
 impl<P: Platform> Hotplug<'_, P> {
     fn boot(&self, memblock: &'static mut Memblock) -> Result<(), BootError> {
         let mm = self.mm;
-        let end = memblock.runs().last().map_or(SectionNr::new(0), |run| run.end);
-        if end.get() > mm.sparse.len() {
-            return Err(BootError::OutOfRange(SectionNr::new(mm.sparse.len()).start().address()));
+        let zones = ZoneRuns::of(memblock);
+        let beyond = SectionNr::new(mm.sparse.len());
+        if memblock.section_from(beyond).is_some() {
+            return Err(BootError::OutOfRange(beyond.start().address()));
         }
-        let later = self.take_boot_memmaps(memblock)?;
+        let mut later = self.take_boot_memmaps(memblock, &zones)?;
         let memblock: &'static Memblock = memblock;
-        memblock.runs().for_each(|run| self.count_boot_memory(memblock, run));
-        mm.zones().for_each(|zone| zone.keep_boot_span(self.held()));
-        self.build_zonelists();
+        mm.deferred.set_boot(memblock);
         for run in memblock.runs() {
+            let managed = self.count_boot_memory(memblock, run);
+            let mut rest = run;
             for nr in before(run, &later) {
-                let memmap = mm.sparse.entry(nr).memmap().expect("`take_boot_memmaps` gave it one");
-                mm.platform.map_memmap(nr, memmap).map_err(|_| BootError::NoPageTable(nr))?;
-                mm.make_present(nr, run.zone, memmap, self.held());
-                mm.free_boot_section(memblock, nr, self.held());
+                self.init_boot_section(memblock, nr, run.zone);
+                rest.first = SectionNr::new(nr.get() + 1);
+            }
+            if let Some(later) = later[run.zone.index()].as_mut().filter(|_| rest.len() > 0) {
+                let pages = if rest == run { managed } else { rest.free_pages(memblock) };
+                mm.zone(run.zone).add_deferred(pages);
+                mm.deferred.add_boot(rest, later.memmap);
+                later.memmap = later.memmap.add(rest.len() * MEMMAP_PAGES);
             }
         }
-        for (zone, later) in ZoneId::all().zip(later) {
-            let Some(Later { next, memmap }) = later else { continue };
-            for run in memblock.runs_of(zone, next) {
-                let prepared = mm.platform.prepare_memmaps(run.first, run.len());
-                prepared.map_err(|_| BootError::NoPageTable(run.first))?;
-                mm.zone(zone).add_deferred(run.pages(memblock.free()));
-            }
-            mm.deferred.set_boot(memblock, zone, next, memmap);
-        }
+        mm.zones().for_each(|zone| zone.keep_boot_span(self.held()));
         self.update_limits();
         Ok(())
+    }
+
+    /// Maps and initialises section `nr`, whose memmap [`take_boot_memmaps`](Self::take_boot_memmaps) took, and frees it
+    /// into `zone`.
+    fn init_boot_section(&self, memblock: &Memblock, nr: SectionNr, zone: ZoneId) {
+        let mm = self.mm;
+        let memmap = mm.sparse.entry(nr).memmap().expect("`take_boot_memmaps` gave it one");
+        let claims = mm.deferred.freeze();
+        mm.map_boot_section(memblock, nr, memmap);
+        drop(claims);
+        mm.make_present(nr, zone, memmap, self.held());
+        mm.free_boot_section(memblock, nr, self.held());
     }
 
     /// Takes memory for the memmap of every section with RAM, on the section's node if there is room. Each
     /// section gets a piece of its own, except that all sections of a zone that are left for later share one
     /// piece. Returns the sections that are left for later. A zone for which there is no such piece leaves none, and
     /// neither does a zone of so many runs that plugged memory would find no room among the deferred ranges.
-    fn take_boot_memmaps(&self, memblock: &mut Memblock) -> Result<LaterByZone, BootError> {
+    fn take_boot_memmaps(
+        &self,
+        memblock: &mut Memblock,
+        zones: &[ZoneRuns; ZoneId::COUNT],
+    ) -> Result<LaterByZone, BootError> {
         const SIZE: u64 = MEMMAP_PAGES as u64 * PAGE_SIZE;
         let mut later = [None; ZoneId::COUNT];
         let mut runs = 0;
-        for (zone, next) in first_deferred(memblock, self.mm.options.get().init) {
-            let of_zone = memblock.runs_of(zone, next).count();
-            if runs + of_zone > DEFERRED_RANGES / 2 {
+        for zone in ZoneId::all() {
+            let Some(deferred) = zones[zone.index()].deferred(self.mm.options.get().init) else { continue };
+            if runs + deferred.runs > DEFERRED_RANGES / 2 {
                 continue;
             }
-            runs += of_zone;
-            let count: u32 = memblock.runs_of(zone, next).map(Run::len).sum();
-            let memmap = memblock.alloc_on(zone.node(), u64::from(count) * SIZE, SIZE);
-            later[zone.index()] = memmap.map(|memmap| Later { next, memmap: memmap.pfn() });
+            runs += deferred.runs;
+            let memmap = memblock.alloc_on(zone.node(), u64::from(deferred.sections) * SIZE, SIZE);
+            later[zone.index()] = memmap.map(|memmap| Later { next: deferred.next, memmap: memmap.pfn() });
         }
         let mut from = SectionNr::new(0);
-        // Runs are looked up again each time, because `alloc_on` changes the memblock that they borrow.
-        let next = |memblock: &Memblock, from| memblock.runs().find(|run| run.end > from);
-        while let Some(run) = next(memblock, from) {
+        // Runs are looked up one by one, because `alloc_on` changes the memblock that they borrow.
+        while let Some(run) = memblock.run_from(from) {
             for nr in before(run, &later) {
                 let memmap = memblock.alloc_on(run.zone.node(), SIZE, SIZE).ok_or(BootError::NoMemory)?;
                 self.mm.sparse.entry(nr).set_memmap(Some(memmap.pfn()));
@@ -136,13 +138,17 @@ impl<P: Platform> Hotplug<'_, P> {
         Ok(later)
     }
 
-    /// Counts the RAM of `run` as part of its zone.
-    fn count_boot_memory(&self, memblock: &Memblock, run: Run) {
+    /// Counts the RAM of `run` as part of its zone. Returns how many of its pages are managed.
+    fn count_boot_memory(&self, memblock: &Memblock, run: Run) -> u64 {
         self.mm.nodes.include(run.zone.node());
         let zone = self.mm.zone(run.zone);
-        run.parts(memblock.memory()).for_each(|ram| zone.grow_span(ram, self.held()));
-        zone.add_present(run.pages(memblock.memory()), self.held());
-        zone.add_managed(run.pages(memblock.free()), self.held());
+        for ram in memblock.ram_in(run.frames()) {
+            zone.grow_span(ram, self.held());
+            zone.add_present(ram.pages().into(), self.held());
+        }
+        let managed = run.free_pages(memblock);
+        zone.add_managed(managed, self.held());
+        managed
     }
 
     /// Recomputes everything that follows from the sizes of the zones: zonelists, watermarks and the limits
@@ -172,21 +178,62 @@ fn before(run: Run, later: &LaterByZone) -> impl Iterator<Item = SectionNr> + us
     run.sections().take_while(move |&nr| later.is_none_or(|later| nr < later))
 }
 
-/// The zones that can leave sections for later, and the first such section of each. In a node's highest zone
-/// it is the second section (Linux `defer_init`). Under [`InitPolicy::Lazy`] the zones below leave all their
-/// sections for later.
-fn first_deferred(memblock: &Memblock, init: InitPolicy) -> ArrayVec<(ZoneId, SectionNr), { ZoneId::COUNT }> {
-    let in_zone = |zone: ZoneId| {
-        let above = ZoneType::ALL.into_iter().skip(zone.zone_type().index() + 1);
-        let has_ram = |zone| memblock.runs_of(zone, SectionNr::new(0)).next().is_some();
-        let is_highest = !above.map(|above| zone.node().zone(above)).any(has_ram);
-        let skip = match init {
-            InitPolicy::Eager => return None,
-            InitPolicy::Deferred if !is_highest => return None,
-            InitPolicy::Deferred | InitPolicy::Lazy => usize::from(is_highest),
-        };
-        let mut sections = memblock.runs_of(zone, SectionNr::new(0)).flat_map(Run::sections);
-        Some((zone, sections.nth(skip)?))
-    };
-    ZoneId::all().filter_map(in_zone).collect()
+/// The sections of a zone that boot can leave for later.
+struct DeferredPart {
+    /// The first one.
+    next: SectionNr,
+    /// How many there are from that one on, and in how many runs.
+    sections: u32,
+    runs: usize,
+}
+
+/// What the runs of a zone add up to.
+#[derive(Clone, Copy, Default)]
+struct ZoneRuns {
+    sections: u32,
+    runs: usize,
+    first: Option<SectionNr>,
+    second: Option<SectionNr>,
+    /// Its first run is the first section and no more.
+    begins_with_one: bool,
+    /// No zone above it in its node has RAM.
+    is_highest: bool,
+}
+
+impl ZoneRuns {
+    /// All zones, by their index.
+    fn of(memblock: &Memblock) -> [Self; ZoneId::COUNT] {
+        let mut zones = [Self::default(); ZoneId::COUNT];
+        for run in memblock.runs() {
+            // Runs ascend, and so do the zones of a node.
+            let node = run.zone.node();
+            ZoneType::ALL.into_iter().for_each(|zone| zones[node.zone(zone).index()].is_highest = false);
+            let zone = &mut zones[run.zone.index()];
+            let mut sections = run.sections();
+            zone.is_highest = true;
+            if zone.first.is_none() {
+                zone.first = sections.next();
+                zone.begins_with_one = run.len() == 1;
+            }
+            zone.second = zone.second.or_else(|| sections.next());
+            zone.sections += run.len();
+            zone.runs += 1;
+        }
+        zones
+    }
+
+    /// What can be left for later. In a node's highest zone all but the first section (Linux `defer_init`). Under
+    /// [`InitPolicy::Lazy`] the zones below leave all their sections for later.
+    fn deferred(&self, init: InitPolicy) -> Option<DeferredPart> {
+        let &Self { sections, runs, begins_with_one, is_highest, .. } = self;
+        match init {
+            InitPolicy::Eager => None,
+            InitPolicy::Deferred if !is_highest => None,
+            _ if is_highest => {
+                let runs = runs - usize::from(begins_with_one);
+                self.second.map(|next| DeferredPart { next, sections: sections - 1, runs })
+            }
+            _ => self.first.map(|next| DeferredPart { next, sections, runs }),
+        }
+    }
 }

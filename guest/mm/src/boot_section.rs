@@ -1,24 +1,35 @@
-//! A section of boot memory, from its mapped memmap to its free pages.
+//! A section of boot memory, from its mapping to its free pages.
 //!
-//! Mirrors Linux `memblock_free_pages` and `init_unavailable_range` for one section. Differs from Linux on
-//! purpose: the section is the unit. `boot` calls this for the sections that it initialises itself, and
+//! Mirrors Linux `init_memory_mapping`, `memblock_free_pages` and `init_unavailable_range` for one section. Differs from
+//! Linux on purpose: the section is the unit. `boot` calls this for the sections that it initialises itself, and
 //! `deferred` for the sections that are left for later.
 //!
 //! Invariant: the allocator gets the RAM of the section that is not reserved, and no other page of it. Holes
 //! and reserved RAM are marked before the section is Online.
 
 use crate::Mm;
-use crate::addr::{Pfn, PfnRange, PhysRange, SectionNr};
+use crate::addr::{Pfn, PfnRange, SectionNr};
 use crate::memblock::Memblock;
 use crate::memmap_init::set_heads;
 use crate::node::ZoneId;
 use crate::options::MemoryContent;
 use crate::page::Kind;
+use crate::pageblock_set::PageblockSet;
 use crate::platform::Platform;
 use crate::sparse::{SectionOwner, SectionPages, SectionState};
 
 impl<P: Platform> Mm<P> {
-    /// Makes a section of boot memory Present. Its `memmap` is mapped already.
+    /// Maps the pageblocks with RAM of section `nr`, which is prepared, and its `memmap`. Holes are not mapped: a device
+    /// may be there.
+    pub(crate) fn map_boot_section(&self, memblock: &Memblock, nr: SectionNr, memmap: Pfn) {
+        let ram = memblock.ram_in(nr.frames()).map(PageblockSet::covering);
+        for run in ram.fold(PageblockSet::NONE, PageblockSet::union).runs() {
+            self.platform.map_prepared_direct(nr.pageblocks(&run));
+        }
+        self.platform.map_prepared_memmap(nr, memmap);
+    }
+
+    /// Makes a section of boot memory Present. It and its `memmap` are mapped already.
     pub(crate) fn make_present(&self, nr: SectionNr, zone: ZoneId, memmap: Pfn, owner: &impl SectionOwner) {
         let section = self.sparse.entry(nr);
         section.set_memmap(Some(memmap));
@@ -42,8 +53,7 @@ impl<P: Platform> Mm<P> {
         mark_taken(memblock, pages);
         self.sparse.set_state(nr, SectionState::Online, owner);
         let mut freed = 0;
-        for free in memblock.free() {
-            let free = free.inner_frames().intersect(nr.frames());
+        for free in memblock.free_in(nr.frames()) {
             self.lock_zone(pages.section().zone()).free_range(pages, free);
             freed += u64::from(free.pages());
         }
@@ -55,13 +65,11 @@ impl<P: Platform> Mm<P> {
 fn mark_taken(memblock: &Memblock, pages: SectionPages<'_>) {
     assert_eq!(pages.section().state(), SectionState::Initialised, "holes of {:?} are marked", pages.nr());
     let frames = pages.nr().frames();
-    let ram = || memblock.memory().map(PhysRange::inner_frames);
-    let free = || memblock.free().map(PhysRange::inner_frames);
-    for hole in gaps(frames, ram()) {
+    for hole in gaps(frames, memblock.ram_in(frames)) {
         set_heads(pages, hole, Kind::Hole);
     }
-    for ram in ram() {
-        for reserved in gaps(ram.intersect(frames), free()) {
+    for ram in memblock.ram_in(frames) {
+        for reserved in gaps(ram, memblock.free_in(ram)) {
             set_heads(pages, reserved, Kind::Reserved);
         }
     }

@@ -12,10 +12,10 @@
 //! - A worker that finds nothing left on its node helps the next node (Linux leaves that to the scheduler,
 //!   which runs a node's workers on its CPUs).
 //! - Boot writes nothing about a section that is left for later. It sets memory for all such memmaps of a zone
-//!   aside in one piece, and takes one page-table page per 64 GiB. So with EPT or NPT the time to the first
-//!   page hardly depends on the size of memory.
-//! - Plugged memory is deferred in the same way (Linux initialises it when it comes online). It is mapped when it is
-//!   claimed. It leaves as it came, as a range, when nobody has claimed it (see `memory_block::range`).
+//!   aside in one piece. So the time to the first page hardly depends on the size of memory.
+//! - Deferred memory is mapped when it is claimed.
+//! - Plugged memory is deferred in the same way (Linux initialises it when it comes online). It leaves as it came, as a
+//!   range, when nobody has claimed it (see `memory_block::range`).
 //!
 //! Numbers such as S1.5 in the tests are those of the claims in `docs/features.md`.
 //!
@@ -33,7 +33,7 @@ use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
 use crate::grow::GrowZone;
 use crate::hotplug::Hotplug;
 use crate::lock::{Guard, Locks, Rank, SpinLock};
-use crate::memblock::Memblock;
+use crate::memblock::{Memblock, Run};
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionOwner, SectionState};
@@ -82,20 +82,20 @@ impl Deferred {
         }
     }
 
-    /// Leaves the runs of `zone` with RAM from section `next` on for later. Their memmaps go to `memmap` and behind it.
+    /// Boot memory is what `memblock` says.
+    pub(crate) fn set_boot(&self, memblock: &'static Memblock) {
+        self.claims.lock().memblock = Some(memblock);
+    }
+
+    /// Leaves `run` for later. Its memmaps go to `memmap` and behind it.
     ///
     /// # Panics
     /// When there are more than [`DEFERRED_RANGES`] ranges.
-    pub(crate) fn set_boot(&self, memblock: &'static Memblock, zone: ZoneId, next: SectionNr, memmap: Pfn) {
-        self.claims.lock().memblock = Some(memblock);
-        let mut memmap = memmap;
-        for run in memblock.runs_of(zone, next) {
-            let sections = SectionRange::new(run.first, run.len()).expect("the table has all of them");
-            self.boot_end.fetch_max(run.end.get(), Ordering::Relaxed);
-            let is_new = self.add(DeferredRange { sections, zone, origin: Origin::Boot { memmap } });
-            assert!(is_new, "more than {DEFERRED_RANGES} ranges of boot memory are left for later");
-            memmap = memmap.add(run.len() * MEMMAP_PAGES);
-        }
+    pub(crate) fn add_boot(&self, run: Run, memmap: Pfn) {
+        let sections = SectionRange::new(run.first, run.len()).expect("the table has all of them");
+        self.boot_end.fetch_max(run.end.get(), Ordering::Relaxed);
+        let is_new = self.add(DeferredRange { sections, zone: run.zone, origin: Origin::Boot { memmap } });
+        assert!(is_new, "more than {DEFERRED_RANGES} ranges of boot memory are left for later");
     }
 
     /// Defers `range`, none of which is deferred. False when there are too many ranges.
@@ -229,11 +229,17 @@ impl<P: Platform> Mm<P> {
         Some(self.claimed(&claims, range))
     }
 
-    /// The claim of `range`, which was taken from `claims`. Plugged memory is mapped here, under the lock: while some of
-    /// a page table is deferred, the table stays, and afterwards it has an entry.
+    /// The claim of `range`, which was taken from `claims`. It is mapped here, under the lock: while some of a page table
+    /// is deferred, the table stays, and afterwards it has an entry.
     fn claimed(&self, claims: &Claims, range: DeferredRange) -> Claimed {
         self.deferred.under_way.fetch_add(1, Ordering::Relaxed);
-        blocks_of(&range).for_each(|block| self.map_plugged(block));
+        match (range.origin, claims.memblock) {
+            (Origin::Boot { memmap }, Some(memblock)) => {
+                let sections = range.sections.sections().zip(memmaps_from(memmap));
+                sections.for_each(|(nr, memmap)| self.map_boot_section(memblock, nr, memmap));
+            }
+            _ => blocks_of(&range).for_each(|block| self.map_plugged(block)),
+        }
         Claimed { range, memblock: claims.memblock }
     }
 
@@ -260,7 +266,6 @@ impl<P: Platform> Mm<P> {
         let DeferredRange { sections, zone, .. } = claimed.range;
         let mut pages = 0;
         for (nr, memmap) in sections.sections().zip(memmaps_from(memmap)) {
-            self.platform.map_prepared_memmap(nr, memmap);
             self.make_present(nr, zone, memmap, claimed);
             pages += self.free_boot_section(memblock, nr, claimed);
             self.deferred.count_by(zone.node(), self.this_cpu().node());

@@ -83,15 +83,14 @@ impl Run {
         self.end.get() - self.first.get()
     }
 
-    /// Number of pages of `ranges` that are in the run.
-    pub(crate) fn pages(self, ranges: impl Iterator<Item = PhysRange>) -> u64 {
-        self.parts(ranges).map(|part| u64::from(part.pages())).sum()
+    /// All its frames, RAM or not.
+    pub(crate) fn frames(self) -> PfnRange {
+        PfnRange::new(self.first.start(), self.len() * SECTION_PAGES)
     }
 
-    /// The parts of `ranges` that are in the run.
-    pub(crate) fn parts(self, ranges: impl Iterator<Item = PhysRange>) -> impl Iterator<Item = PfnRange> {
-        let frames = PfnRange::new(self.first.start(), self.len() * SECTION_PAGES);
-        ranges.map(move |range| range.inner_frames().intersect(frames)).filter(|part| !part.is_empty())
+    /// Number of its pages that are RAM and not reserved.
+    pub(crate) fn free_pages(self, memblock: &Memblock) -> u64 {
+        memblock.free_in(self.frames()).map(|free| u64::from(free.pages())).sum()
     }
 }
 
@@ -161,8 +160,12 @@ impl Memblock {
     /// Takes `size` bytes of free memory, aligned to `align` (a power of two), as high as possible and never at
     /// address 0.
     pub fn alloc(&mut self, size: u64, align: u64) -> Option<PhysAddr> {
-        let everywhere = PhysRange::new(PhysAddr::new(0), PhysAddr::MAX.get());
-        self.alloc_in(everywhere, size, align)
+        self.alloc_below(PhysAddr::MAX, size, align)
+    }
+
+    /// As [`alloc`](Self::alloc), but below `end`.
+    pub fn alloc_below(&mut self, end: PhysAddr, size: u64, align: u64) -> Option<PhysAddr> {
+        self.alloc_in(PhysRange::new(PhysAddr::new(0), end.get()), size, align)
     }
 
     /// As [`alloc`](Self::alloc), but on `node` if the node has enough memory.
@@ -216,8 +219,12 @@ impl Memblock {
     /// The sections with RAM, ascending, in runs. The number of runs depends on the number of entries in the
     /// tables, not on the amount of memory.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        let from = |nr: SectionNr| self.section_from(nr).map(|first| self.run_at(first));
-        core::iter::successors(from(SectionNr::new(0)), move |run| from(run.end))
+        core::iter::successors(self.run_from(SectionNr::new(0)), |run| self.run_from(run.end))
+    }
+
+    /// The first run of sections from number `from` on, which begins a run or has no RAM.
+    pub(crate) fn run_from(&self, from: SectionNr) -> Option<Run> {
+        self.section_from(from).map(|first| self.run_at(first))
     }
 
     /// The run that begins with section `first`. It ends at the next section in which a range of RAM, of a
@@ -231,12 +238,6 @@ impl Memblock {
         Run { first, end: next.max(SectionNr::new(first.get() + 1)), zone }
     }
 
-    /// The runs of `zone`, without the sections below `from`.
-    pub(crate) fn runs_of(&self, zone: ZoneId, from: SectionNr) -> impl Iterator<Item = Run> + '_ {
-        let of_zone = self.runs().filter(move |run| run.zone == zone && run.end > from);
-        of_zone.map(move |run| Run { first: run.first.max(from), ..run })
-    }
-
     /// The reserved ranges, ascending.
     pub fn reserved(&self) -> impl Iterator<Item = PhysRange> + '_ {
         self.reserved.ranges().iter().copied()
@@ -244,9 +245,30 @@ impl Memblock {
 
     /// The parts of memory that are not reserved, ascending.
     pub fn free(&self) -> impl Iterator<Item = PhysRange> + '_ {
-        self.memory().flat_map(move |memory| {
+        self.free_between(PhysRange::new(PhysAddr::new(0), PhysAddr::MAX.get()))
+    }
+
+    /// The frames of `within` that are RAM, ascending.
+    pub(crate) fn ram_in(&self, within: PfnRange) -> impl Iterator<Item = PfnRange> + '_ {
+        let ram = self.memory().map(move |ram| ram.inner_frames().intersect(within));
+        ram.filter(|ram| !ram.is_empty())
+    }
+
+    /// The frames of `within` that are RAM and not reserved, ascending.
+    pub(crate) fn free_in(&self, within: PfnRange) -> impl Iterator<Item = PfnRange> + '_ {
+        let addresses = PhysRange::between(within.start().address(), within.end().address());
+        let free = self.free_between(addresses.expect("a range of frames is one of addresses"));
+        free.map(PhysRange::inner_frames).filter(|free| !free.is_empty())
+    }
+
+    /// The parts of `within` that are memory and not reserved, ascending.
+    fn free_between(&self, within: PhysRange) -> impl Iterator<Item = PhysRange> + '_ {
+        let memory = self.memory().map(move |memory| memory.intersect(within));
+        memory.filter(|memory| !memory.is_empty()).flat_map(move |memory| {
             let mut rest = memory;
-            let mut reserved = self.reserved.ranges().iter();
+            let reserved = self.reserved.ranges();
+            let mut reserved =
+                reserved[reserved.partition_point(|range| range.end() <= memory.start())..].iter();
             core::iter::from_fn(move || {
                 while !rest.is_empty() {
                     let Some(next) = reserved.next() else {

@@ -8,7 +8,7 @@
 
 use core::ops::Range;
 
-use crate::addr::{PAGEBLOCK_ORDER, SECTION_PAGEBLOCKS};
+use crate::addr::{PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PfnRange, SECTION_PAGEBLOCKS};
 
 /// A set of the 64 pageblocks (2 MiB each) of one section. Bit `i` is the `i`-th pageblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,13 @@ impl PageblockSet {
         let below_end = if range.end == SECTION_PAGEBLOCKS { u64::MAX } else { (1 << range.end) - 1 };
         let below_start = if range.start == SECTION_PAGEBLOCKS { u64::MAX } else { (1 << range.start) - 1 };
         Self(below_end & !below_start)
+    }
+
+    /// The pageblocks that hold any of the frames `range`, which lie in one section.
+    pub(crate) fn covering(range: PfnRange) -> Self {
+        let first = range.start().pageblock();
+        let pages = range.pages() + range.start().get() % PAGEBLOCK_PAGES;
+        Self::range(first..first + pages.div_ceil(PAGEBLOCK_PAGES))
     }
 
     /// The bit mask.

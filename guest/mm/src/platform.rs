@@ -18,6 +18,8 @@ pub(crate) use calls::Calls;
 
 /// The machine below `mm`.
 ///
+/// Boot memory is prepared as by [`prepare`](Self::prepare) before [`Mm::boot`](crate::Mm::boot), and stays so.
+///
 /// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
 /// interrupt handlers never call `mm`.
 ///
@@ -26,7 +28,7 @@ pub(crate) use calls::Calls;
 ///
 /// | call | is made with | so it |
 /// |---|---|---|
-/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare*`, `release`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
+/// | `map_memmap`, `map_memmap_base`, `map_direct`, `prepare`, `release`, `unmap_*` | the memory hotplug lock, and no other | may allocate and free page-table pages through `mm` |
 /// | `copy_pages`, `synchronize` | the memory hotplug lock, and no other | may wait for jobs that allocate and free |
 /// | `fault` | the memory hotplug lock, and no other | |
 /// | `relax` | at most the memory hotplug lock | may not take it |
@@ -71,13 +73,6 @@ pub unsafe trait Platform: Sync {
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
 
-    /// Prepares [`map_prepared_memmap`](Self::map_prepared_memmap) of `count` sections of boot memory from `first` on:
-    /// makes the page tables, which stay.
-    ///
-    /// # Errors
-    /// [`NoPageTable`] when a page-table page cannot be had.
-    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable>;
-
     /// As [`map_memmap`](Self::map_memmap), for a section that is prepared. `mm` calls it
     /// with any lock held, and so may its callers, so it takes no lock and allocates nothing.
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn);
@@ -109,7 +104,7 @@ pub unsafe trait Platform: Sync {
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is set aside then.
     fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable>;
 
-    /// As [`map_direct`](Self::map_direct), for whole sections that are prepared. `mm` calls it with any lock held, and so
+    /// As [`map_direct`](Self::map_direct), for pageblocks that are prepared. `mm` calls it with any lock held, and so
     /// may its callers, so it takes no lock and allocates nothing.
     fn map_prepared_direct(&self, range: PfnRange);
 
@@ -177,7 +172,7 @@ pub enum FaultStep {
     /// Isolating a pageblock.
     Isolate,
     /// Taking a page for a page table, while entries are written. `mm` does not ask for this step: the machine
-    /// does, inside of `map_*` and `prepare*`.
+    /// does, inside of `map_*` and `prepare`.
     PageTable,
     /// Migrating a page.
     Migrate,

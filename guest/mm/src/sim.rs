@@ -6,7 +6,7 @@
 //! - content outside the direct map cannot be reached, and is lost when its page is unmapped;
 //! - a memmap is filled with garbage when it is mapped (zeros may be relied on only when its backing is fresh
 //!   from a host that promises them), and when it is unmapped (a later look finds garbage);
-//! - the backing of a memmap must be mapped, and backs one memmap;
+//! - the backing of a memmap must be mapped, unless it is boot memory, and backs one memmap;
 //! - a section is Absent before its memmap is mapped and after it is unmapped;
 //! - two threads are not one CPU at the same time, as far as they use its per-CPU lists or take steps;
 //! - a memmap is only unmapped after a grace period at whose beginning its section was Absent;
@@ -105,6 +105,14 @@ struct Table {
     mappings: Vec<u64>,
 }
 
+/// The indices of the pageblocks that `range` is made of.
+fn pageblocks_of(range: PfnRange) -> Range<usize> {
+    assert!(range.start().is_aligned(Order::PAGEBLOCK) && range.end().is_aligned(Order::PAGEBLOCK));
+    assert!(!range.is_empty(), "maps nothing at {:?}", range.start());
+    let [first, end] = [range.start(), range.end()].map(|pfn| (pfn.get() / PAGEBLOCK_PAGES) as usize);
+    first..end
+}
+
 /// The mappings of pageblocks in the direct map.
 fn direct_map(range: PfnRange) -> Range<u64> {
     let [first, end] = [range.start(), range.end()].map(|pfn| u64::from(pfn.get() / PAGEBLOCK_PAGES));
@@ -144,8 +152,10 @@ pub struct Sim {
     direct: Vec<AtomicBool>,
     /// By section: whether its memmap can be mapped without a page for a table.
     prepared: Vec<AtomicBool>,
-    /// By section: whether it can be mapped into the direct map without a page for a table.
+    /// By pageblock: whether it can be mapped into the direct map without a page for a table.
     prepared_direct: Vec<AtomicBool>,
+    /// By pageblock: whether it has boot memory.
+    boot: Vec<AtomicBool>,
     /// By section: its memmap, while that is mapped.
     memmaps: Mutex<Vec<Option<Mapped>>>,
     /// Attempts to let pass before a step fails; negative when it does not fail.
@@ -284,7 +294,7 @@ impl SimMachine {
 
     fn boot_from(&self, mm: &Mm<Sim>, memblock: &'static mut Memblock) -> Result<(), BootError> {
         for &(first, pages) in &self.memory {
-            mm.platform().map_boot(PfnRange::new(Pfn::new(first), pages));
+            mm.platform().prepare_boot(PfnRange::new(Pfn::new(first), pages));
         }
         mm.boot(memblock, self.boot_options())
     }
@@ -334,12 +344,14 @@ impl Drop for Window {
 impl Sim {
     fn new(sections: u32, content: MemoryContent, page_tables: bool) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
+        let pageblocks = || (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect();
         Self {
             window: Window::new(pages),
             content: (0..sections).map(|_| OnceLock::new()).collect(),
-            direct: (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect(),
+            direct: pageblocks(),
             prepared: (0..sections).map(|_| AtomicBool::new(false)).collect(),
-            prepared_direct: (0..sections).map(|_| AtomicBool::new(false)).collect(),
+            prepared_direct: pageblocks(),
+            boot: pageblocks(),
             memmaps: Mutex::new((0..sections).map(|_| None).collect()),
             faults: [const { AtomicI64::new(-1) }; STEPS],
             lasting: [const { AtomicBool::new(false) }; STEPS],
@@ -434,12 +446,15 @@ impl Sim {
         self.grace_periods.load(SeqCst)
     }
 
-    /// Boot memory is in the direct map before `mm` exists.
-    fn map_boot(&self, range: PfnRange) {
-        let first = range.start().get() / PAGEBLOCK_PAGES;
-        let last = range.end().get().div_ceil(PAGEBLOCK_PAGES);
-        for block in &self.direct[first as usize..last as usize] {
-            block.store(true, SeqCst);
+    /// Boot memory is prepared before `mm` exists.
+    fn prepare_boot(&self, range: PfnRange) {
+        let [first, last] = [range.start().get(), range.end().get() - 1];
+        for pageblock in first / PAGEBLOCK_PAGES..=last / PAGEBLOCK_PAGES {
+            self.prepared_direct[pageblock as usize].store(true, SeqCst);
+            self.boot[pageblock as usize].store(true, SeqCst);
+        }
+        for section in first / SECTION_PAGES..=last / SECTION_PAGES {
+            self.prepared[section as usize].store(true, SeqCst);
         }
     }
 
@@ -448,16 +463,15 @@ impl Sim {
     }
 
     fn blocks(&self, range: PfnRange) -> &[AtomicBool] {
-        assert!(range.start().is_aligned(Order::PAGEBLOCK) && range.end().is_aligned(Order::PAGEBLOCK));
-        assert!(!range.is_empty(), "maps nothing at {:?}", range.start());
-        let index = |pfn: Pfn| (pfn.get() / PAGEBLOCK_PAGES) as usize;
-        &self.direct[index(range.start())..index(range.end())]
+        &self.direct[pageblocks_of(range)]
     }
 
-    /// Notes in `prepared` that `count` sections from `first` on are prepared.
-    fn set_prepared(&self, prepared: &[AtomicBool], first: SectionNr, count: u32) {
-        for section in &prepared[first.get() as usize..][..count as usize] {
-            assert!(!section.swap(true, SeqCst), "one of {count} sections from {first:?} is prepared twice");
+    /// Notes that `range` is prepared, or is not any more. It was not before, or it was.
+    fn set_prepared(&self, range: SectionRange, prepared: bool) {
+        let sections = range.first().get() as usize..range.end().get() as usize;
+        let pageblocks = &self.prepared_direct[pageblocks_of(range.frames())];
+        for part in self.prepared[sections].iter().chain(pageblocks) {
+            assert_ne!(part.swap(prepared, SeqCst), prepared, "whether {range:?} is prepared");
         }
     }
 
@@ -527,7 +541,8 @@ impl Sim {
     fn map_frames(&self, section: SectionNr, frames: Vec<Pfn>) {
         self.assert_absent(section);
         let mapped = Mapped { frames };
-        mapped.backing().for_each(|pfn| self.assert_direct(pfn));
+        let is_boot = |pfn: Pfn| self.boot[pfn.get() as usize / PAGEBLOCK_PAGES as usize].load(SeqCst);
+        mapped.backing().filter(|&pfn| !is_boot(pfn)).for_each(|pfn| self.assert_direct(pfn));
         self.unseen[section.get() as usize].store(false, SeqCst);
         // Whether nothing was written there since the host provided it.
         let word = |pfn: Pfn| &self.section_content(pfn.section())[pfn.in_section()];
@@ -648,13 +663,6 @@ unsafe impl Platform for Sim {
         Ok(())
     }
 
-    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        self.tell(PlatformCall::PrepareMemmaps(first, count));
-        self.take_table(memmaps(first, count))?;
-        self.set_prepared(&self.prepared, first, count);
-        Ok(())
-    }
-
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
         assert!(backing.is_aligned(Order::PAGEBLOCK), "2 MiB page at {backing:?}");
         assert!(self.prepared[section.get() as usize].swap(false, SeqCst), "{section:?} is not prepared");
@@ -698,17 +706,15 @@ unsafe impl Platform for Sim {
             self.give_tables_back(&direct);
             return Err(NoPageTable);
         }
-        self.set_prepared(&self.prepared, first, count);
-        self.set_prepared(&self.prepared_direct, first, count);
+        self.set_prepared(range, true);
         Ok(())
     }
 
     fn map_prepared_direct(&self, range: PfnRange) {
-        self.assert_unused(range);
-        let sections = range.start().section().get() as usize..range.end().section().get() as usize;
-        for section in &self.prepared_direct[sections] {
-            assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
+        for pageblock in &self.prepared_direct[pageblocks_of(range)] {
+            assert!(pageblock.swap(false, SeqCst), "a pageblock of {range:?} is not prepared");
         }
+        self.assert_unused(range);
         for (index, block) in self.blocks(range).iter().enumerate() {
             assert!(!block.swap(true, SeqCst), "block {index} of {range:?} is mapped");
         }
@@ -716,11 +722,7 @@ unsafe impl Platform for Sim {
 
     fn release(&self, range: SectionRange) {
         self.tell(PlatformCall::Release(range));
-        for prepared in [&self.prepared, &self.prepared_direct] {
-            for section in &prepared[range.first().get() as usize..range.end().get() as usize] {
-                assert!(section.swap(false, SeqCst), "a section of {range:?} is not prepared");
-            }
-        }
+        self.set_prepared(range, false);
         self.give_tables_back(&direct_map(range.frames()));
         self.give_tables_back(&memmaps(range.first(), range.len()));
     }

@@ -136,21 +136,32 @@ impl Nodes {
     /// Rebuilds all zonelists from the zones that have memory (Linux `build_all_zonelists`): one bit of `populated` per
     /// zone.
     pub(crate) fn build_zonelists(&self, populated: u32) {
+        let is_only = self.ids().count() == 1;
+        let mut lists = self.zonelists_from(NodeId::FIRST, populated);
         for node in NodeId::all() {
-            let mut nearest = [None; MAX_NODES];
-            self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
-            for (highest, list) in [ZoneType::Normal, ZoneType::Movable].into_iter().zip(0..) {
-                // From the farthest to the nearest, because each zone is put in front of the list.
-                let order = nearest.into_iter().rev().flatten();
-                let zonelist = order
-                    .flat_map(|node| ZoneType::ALL.into_iter().map(move |zone| node.zone(zone)))
-                    .filter(|zone| zone.zone_type() <= highest && populated >> zone.index() & 1 != 0)
-                    .fold(Zonelist::EMPTY, Zonelist::push_front);
-                let list: usize = list;
+            // With one node, it is the nearest from everywhere.
+            if !is_only {
+                lists = self.zonelists_from(node, populated);
+            }
+            for (place, list) in self.nodes[node.index()].zonelists.iter().zip(lists) {
                 // Pairs with the Acquire in `zonelist`: a CPU that finds a zone there also finds its pages.
-                self.nodes[node.index()].zonelists[list].store(zonelist.0, Release);
+                place.store(list.0, Release);
             }
         }
+    }
+
+    /// The zonelists for requests of `node`: up to Normal, and up to Movable.
+    fn zonelists_from(&self, node: NodeId, populated: u32) -> [Zonelist; 2] {
+        let mut nearest = [None; MAX_NODES];
+        self.by_distance(node).zip(&mut nearest).for_each(|(node, slot)| *slot = Some(node));
+        [ZoneType::Normal, ZoneType::Movable].map(|highest| {
+            // From the farthest to the nearest, because each zone is put in front of the list.
+            let order = nearest.into_iter().rev().flatten();
+            order
+                .flat_map(|node| ZoneType::ALL.into_iter().map(move |zone| node.zone(zone)))
+                .filter(|zone| zone.zone_type() <= highest && populated >> zone.index() & 1 != 0)
+                .fold(Zonelist::EMPTY, Zonelist::push_front)
+        })
     }
 }
 

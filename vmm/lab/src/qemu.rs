@@ -1,7 +1,7 @@
 //! Machines run by QEMU's emulator, which needs no KVM. They compare guests with each other, and run tidevm's guest on
 //! an independent virtio-mem device.
 //!
-//! A machine is a q35 with a serial console that takes commands (see [`crate::console`]). It has one `virtio-mem-pci`
+//! A machine is a q35, or a microvm, with a serial console that takes commands (see [`crate::console`]). It has one `virtio-mem-pci`
 //! device per hotplug region, named `mem0`, `mem1` and so on. A guest ends the machine by writing a byte to the port
 //! [`tidevm_abi::EXIT_PORT`]; QEMU's exit status is twice that byte, plus one.
 //!
@@ -12,6 +12,7 @@ mod qmp;
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::iter;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -26,6 +27,8 @@ use crate::console::Console;
 use qmp::Qmp;
 
 const QEMU: &str = "qemu-system-x86_64";
+
+const MICROVM: &str = "microvm,acpi=off,pit=off,pic=off,rtc=off,auto-kernel-cmdline=off";
 
 /// The first version whose virtio-mem device has the feature that unplugged memory is inaccessible.
 const OLDEST: (u32, u32) = (7, 0);
@@ -66,10 +69,14 @@ pub struct QemuConfig {
     pub cmdline: String,
     /// Number of CPUs.
     pub cpus: u32,
-    /// Boot memory, a multiple of 1 MiB.
+    /// Boot memory, a multiple of 1 MiB. It may be more than the host has: the host gives what the guest writes to.
     pub memory: Size,
     /// The hotplug regions, each with a virtio-mem device.
     pub hotplug: Vec<Hotplug>,
+    /// QEMU's microvm instead of its q35: no PCI and no ACPI, as in tidevm's own machine, and so no hotplug regions.
+    pub microvm: bool,
+    /// Features of the CPU that it lacks or has beside those that QEMU can emulate, as QEMU writes them: `pdpe1gb=off`.
+    pub cpu_features: Vec<String>,
     /// Whether to count instructions, for [`QemuMachine::instructions`]. CPUs then take turns, and the machine is
     /// several times slower.
     pub icount: bool,
@@ -104,6 +111,8 @@ impl QemuConfig {
             cpus: 1,
             memory,
             hotplug: Vec::new(),
+            microvm: false,
+            cpu_features: Vec::new(),
             icount: false,
             limit: Duration::from_secs(120),
             extra: Vec::new(),
@@ -112,7 +121,11 @@ impl QemuConfig {
 
     fn arguments(&self, socket: &Path) -> Command {
         let mut qemu = Command::new(QEMU);
-        qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", &self.cpus.to_string()])
+        let memory = format!("memory-backend-ram,id=memory,reserve=off,size={}B", self.memory.0);
+        let machine = if self.microvm { MICROVM } else { "q35" };
+        qemu.args(["-object", &memory, "-machine", &format!("{machine},memory-backend=memory")]);
+        let cpu = iter::once("max").chain(self.cpu_features.iter().map(String::as_str)).collect::<Vec<_>>();
+        qemu.args(["-accel", "tcg", "-cpu", &cpu.join(","), "-smp", &self.cpus.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")])

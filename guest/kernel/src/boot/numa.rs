@@ -11,7 +11,7 @@
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 use tidevm_mm::{MAX_NODES, Memblock, NodeId, PhysAddr, PhysRange, SECTION_SIZE};
 
 use crate::boot::acpi::Entry;
@@ -45,8 +45,12 @@ pub struct Numa {
 static KNOWN: Mutex<Numa> = Mutex::new(Numa::new());
 
 impl Numa {
-    /// Everything is on one node.
-    pub const fn new() -> Self {
+    /// Boot's findings: at first, that everything is on one node.
+    pub fn known() -> MutexGuard<'static, Self> {
+        KNOWN.lock()
+    }
+
+    const fn new() -> Self {
         Self {
             domains: ArrayVec::new_const(),
             cpus: [None; 256],
@@ -133,7 +137,7 @@ impl Numa {
 
     /// Tells memory management which nodes boot memory and the first `nr_cpus` CPUs are on. The local APIC
     /// ids of the CPUs are recorded before. `nodes` are the command line's, if it names any.
-    pub fn settle(mut self, nodes: &[NodeSpec], memblock: &mut Memblock, nr_cpus: usize) {
+    pub fn settle(&mut self, nodes: &[NodeSpec], memblock: &mut Memblock, nr_cpus: usize) {
         if !nodes.is_empty() {
             self.set_nodes(nodes, memblock);
         }
@@ -155,7 +159,7 @@ impl Numa {
                 println!("NUMA: {start:#x}-{end:#x} cannot be on node {}: {error:?}", node.get());
                 println!("NUMA: everything is on node 0");
                 memblock.forget_nodes();
-                self = Self::new();
+                *self = Self::new();
                 break;
             }
         }
@@ -166,7 +170,6 @@ impl Numa {
         for &(from, to, distance) in &self.distances {
             MM.set_distance(from, to, distance);
         }
-        *KNOWN.lock() = self;
     }
 }
 

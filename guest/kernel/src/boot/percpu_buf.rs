@@ -15,6 +15,9 @@ use crate::mem::MM;
 /// When there is not enough memory; the message names the CPU, the pages wanted and the pages free.
 pub fn allocate(index: usize, size: Size) {
     let wanted = size.pages();
+    if wanted == 0 {
+        return;
+    }
     let stats = MM.stats();
     // Memory that is not initialised yet counts as free: the allocations below have it initialised.
     let there: u64 = stats.zones.iter().map(|zone| zone.all_free() + zone.pcp).sum();

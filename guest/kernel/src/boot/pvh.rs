@@ -4,8 +4,8 @@
 //! QEMU, Firecracker and Cloud Hypervisor.
 //!
 //! Invariant: [`BootInfo::read`] runs before anything is allocated, so the structures that the VMM left in
-//! low memory are still intact. It copies all it returns. Only ACPI's tables stay where they are: no RAM that
-//! the memory map lists contains them.
+//! low memory are still intact. It copies all it returns, but the command line, which counts as taken. ACPI's tables
+//! stay where they are too: no RAM that the memory map lists contains them.
 #![expect(unsafe_code, reason = "reads the VMM's boot structures at the physical addresses that it names")]
 
 use arrayvec::ArrayVec;
@@ -57,14 +57,12 @@ struct Module {
 
 /// The VMM's description of the machine.
 pub struct BootInfo {
-    ram: [(u64, u64); MAX_RANGES],
-    nr_ram: usize,
+    ram: ArrayVec<(u64, u64), MAX_RANGES>,
     pmem: ArrayVec<(u64, u64), { tidevm_abi::MAX_PMEM }>,
-    /// The first module: a VMM passes an initial RAM disk, or nothing.
-    module: Option<(u64, u64)>,
+    /// The first module and the command line: a VMM passes an initial RAM disk, or nothing.
+    taken: ArrayVec<(u64, u64), 2>,
     rsdp: u64,
-    cmdline: [u8; MAX_CMDLINE],
-    cmdline_len: usize,
+    cmdline: &'static [u8],
 }
 
 impl BootInfo {
@@ -79,21 +77,18 @@ impl BootInfo {
         assert!(info.magic == START_INFO_MAGIC, "start_info magic {:#x}", info.magic);
         assert!(info.version >= 1, "start_info version {} has no memory map", info.version);
         let mut boot = Self {
-            ram: [(0, 0); MAX_RANGES],
-            nr_ram: 0,
+            ram: ArrayVec::new(),
             pmem: ArrayVec::new(),
-            module: None,
+            taken: ArrayVec::new(),
             rsdp: info.rsdp_paddr,
-            cmdline: [0; MAX_CMDLINE],
-            cmdline_len: 0,
+            cmdline: &[],
         };
         let entries = phys_to_virt(info.memmap_paddr).cast::<MemmapEntry>();
         for index in 0..info.memmap_entries as usize {
             // SAFETY: the table has `memmap_entries` entries, by the ABI.
             let entry = unsafe { *entries.add(index) };
-            if entry.kind == MEMMAP_TYPE_RAM && boot.nr_ram < MAX_RANGES {
-                boot.ram[boot.nr_ram] = (entry.addr, entry.addr.saturating_add(entry.size));
-                boot.nr_ram += 1;
+            if entry.kind == MEMMAP_TYPE_RAM && !boot.ram.is_full() {
+                boot.ram.push((entry.addr, entry.addr.saturating_add(entry.size)));
             }
             if matches!(entry.kind, tidevm_abi::E820_PMEM | tidevm_abi::E820_PRAM) && !boot.pmem.is_full() {
                 boot.pmem.push((entry.addr, entry.addr.saturating_add(entry.size)));
@@ -102,26 +97,23 @@ impl BootInfo {
         if info.nr_modules > 0 {
             // SAFETY: the list has `nr_modules` entries, by the ABI.
             let module = unsafe { *phys_to_virt(info.modlist_paddr).cast::<Module>() };
-            boot.module = Some((module.addr, module.addr.saturating_add(module.size)));
+            boot.taken.push((module.addr, module.addr.saturating_add(module.size)));
         }
         if info.cmdline_paddr != 0 {
             let text = phys_to_virt(info.cmdline_paddr);
-            while boot.cmdline_len < MAX_CMDLINE {
-                // SAFETY: the command line ends with a zero byte, where this loop ends too.
-                let byte = unsafe { *text.add(boot.cmdline_len) };
-                if byte == 0 {
-                    break;
-                }
-                boot.cmdline[boot.cmdline_len] = byte;
-                boot.cmdline_len += 1;
-            }
+            // SAFETY: the command line ends with a zero byte, where this search ends too.
+            let has_ended = |&len: &usize| unsafe { *text.add(len) } == 0;
+            let len = (0..MAX_CMDLINE).find(has_ended).unwrap_or(MAX_CMDLINE);
+            boot.taken.push((info.cmdline_paddr, info.cmdline_paddr + len as u64));
+            // SAFETY: these bytes were just read. Nothing writes to them: they count as taken.
+            boot.cmdline = unsafe { core::slice::from_raw_parts(text, len) };
         }
         boot
     }
 
     /// Ranges of RAM as (first byte, byte after the last).
     pub fn ram(&self) -> &[(u64, u64)] {
-        &self.ram[..self.nr_ram]
+        &self.ram
     }
 
     /// Ranges of device memory, likewise.
@@ -129,10 +121,10 @@ impl BootInfo {
         &self.pmem
     }
 
-    /// Memory that the VMM loaded a module into, likewise. The kernel does not read it, but that memory is
-    /// not zero as untouched memory may be.
-    pub fn module(&self) -> Option<(u64, u64)> {
-        self.module
+    /// Memory that is in use, likewise: the command line, and what the VMM loaded a module into. The kernel does not read
+    /// the module, but that memory is not zero as untouched memory may be.
+    pub fn taken(&self) -> &[(u64, u64)] {
+        &self.taken
     }
 
     /// Physical address of ACPI's root pointer, if there is ACPI.
@@ -142,6 +134,6 @@ impl BootInfo {
 
     /// The command line; empty when it is not UTF-8.
     pub fn cmdline(&self) -> &str {
-        core::str::from_utf8(&self.cmdline[..self.cmdline_len]).unwrap_or("")
+        core::str::from_utf8(self.cmdline).unwrap_or("")
     }
 }

@@ -7,6 +7,7 @@
 //! Invariant: only the boot CPU accesses the registers, with interrupts off.
 #![expect(unsafe_code, reason = "accesses the I/O APIC's registers")]
 
+use core::iter;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use x86_64::instructions::interrupts::without_interrupts;
@@ -58,7 +59,11 @@ impl Line {
 
     /// Routes all interrupts whose bits are set in `gsis`; one of them is the device's. An interrupt may be
     /// routed several times, with the same trigger.
+    ///
+    /// # Panics
+    /// When there is no such interrupt as one of `gsis`.
     pub fn route_any(gsis: u32, trigger: Trigger) -> Self {
+        assert!(gsis < 1 << NR_GSI, "interrupts {gsis:#x}, but there are {NR_GSI}");
         if trigger == Trigger::Level {
             LEVELS.fetch_or(gsis, Ordering::Relaxed);
         }
@@ -96,8 +101,14 @@ impl Line {
     }
 }
 
+/// The indices of the bits that are set in `word`, ascending.
 fn bits(word: u32) -> impl Iterator<Item = u32> {
-    (0..NR_GSI).filter(move |gsi| word & (1 << gsi) != 0)
+    let mut rest = word;
+    iter::from_fn(move || {
+        let index = rest.trailing_zeros();
+        rest &= rest.wrapping_sub(1);
+        (index < u32::BITS).then_some(index)
+    })
 }
 
 /// Maps the registers. Called once, on the boot CPU.

@@ -1,13 +1,14 @@
 //! The local APIC of each CPU: its timer, and the interrupts that CPUs send each other.
 //!
 //! Mirrors Linux `arch/x86/kernel/apic` in xAPIC mode. Timer interrupts use the TSC deadline where CPUID
-//! offers it, and the APIC's own counter otherwise.
+//! offers it, and the APIC's own counter otherwise. It differs from Linux on purpose: the counter is measured when the
+//! first timer is set and not at boot, which would last half a millisecond longer.
 //!
 //! Invariant: `LOCAL` is the mapping of the registers from [`init`] on, and every CPU sees its own local APIC
 //! there.
 #![expect(unsafe_code, reason = "accesses the local APIC's registers")]
 
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::registers::model_specific::Msr;
@@ -45,7 +46,9 @@ const DIVIDE_BY_1: u32 = 0b1011;
 const TSC_DEADLINE_MSR: u32 = 0x6e0;
 
 static LOCAL: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-/// Ticks of the APIC timer per millisecond; 0 where the timer takes TSC deadlines.
+/// The timer takes TSC deadlines.
+static HAS_DEADLINE: AtomicBool = AtomicBool::new(false);
+/// Ticks of the APIC timer per millisecond; 0 as long as no CPU has measured it.
 static TIMER_KHZ: AtomicU32 = AtomicU32::new(0);
 
 /// Maps the registers. Called once, on the boot CPU.
@@ -57,22 +60,21 @@ pub fn init(tables: &mut dyn TableSource) -> Result<(), NoPageTable> {
     Ok(())
 }
 
-/// Starts the local APIC of this CPU. The boot CPU goes first: it measures the timer for all.
+/// Starts the local APIC of this CPU.
 pub fn init_cpu() {
     write(register::SPURIOUS, 0x100 | u32::from(SPURIOUS));
     write(register::DIVIDE, DIVIDE_BY_1);
     if core::arch::x86_64::__cpuid(1).ecx & (1 << 24) != 0 {
+        HAS_DEADLINE.store(true, Ordering::Relaxed);
         write(register::TIMER, TIMER_TSC_DEADLINE | u32::from(TIMER));
-        return;
+    } else {
+        write(register::TIMER, u32::from(TIMER));
     }
-    if cpu::this() == 0 {
-        TIMER_KHZ.store(timer_khz(), Ordering::Relaxed);
-    }
-    write(register::TIMER, u32::from(TIMER));
 }
 
-/// Measures the APIC timer against the time-stamp counter, for half a millisecond.
-fn timer_khz() -> u32 {
+/// Measures the timer of this CPU, which is set to nothing, against the time-stamp counter, for half a millisecond. All
+/// CPUs have the same timer.
+fn measure_khz() -> u32 {
     write(register::TIMER, MASKED);
     let (start, ticks) = (Instant::now().0, time::khz() / 2);
     write(register::INITIAL_COUNT, u32::MAX);
@@ -81,17 +83,23 @@ fn timer_khz() -> u32 {
     }
     let (counted, passed) = (u32::MAX - read(register::CURRENT_COUNT), Instant::now().0 - start);
     write(register::INITIAL_COUNT, 0);
-    u32::try_from(u64::from(counted) * time::khz() / passed).unwrap_or(u32::MAX)
+    write(register::TIMER, u32::from(TIMER));
+    let khz = u32::try_from(u64::from(counted) * time::khz() / passed).unwrap_or(u32::MAX);
+    TIMER_KHZ.store(khz, Ordering::Relaxed);
+    khz
 }
 
 /// Requests a timer interrupt on this CPU at `deadline`; it replaces an earlier request.
 pub fn set_timer(deadline: Instant) {
-    let khz = TIMER_KHZ.load(Ordering::Relaxed);
-    if khz == 0 {
+    if HAS_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: `init_cpu` chose this mode because CPUID offers the register.
         unsafe { Msr::new(TSC_DEADLINE_MSR).write(deadline.0.max(1)) };
         return;
     }
+    let khz = match TIMER_KHZ.load(Ordering::Relaxed) {
+        0 => measure_khz(),
+        khz => khz,
+    };
     let ticks = deadline.0.saturating_sub(Instant::now().0);
     let count = ticks.saturating_mul(u64::from(khz)) / time::khz();
     write(register::INITIAL_COUNT, u32::try_from(count.max(1)).unwrap_or(u32::MAX));

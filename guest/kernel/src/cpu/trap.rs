@@ -6,13 +6,15 @@
 #![expect(unsafe_code, reason = "installs interrupt entries")]
 
 use core::arch::global_asm;
-use core::cell::UnsafeCell;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use tidevm_abi::ExitCode;
 use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, Segment};
+use x86_64::instructions::tables::lidt;
 use x86_64::registers::control::Cr2;
-use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::DescriptorTablePointer;
 
 use crate::cpu::ioapic::{self, FIRST_VECTOR};
 use crate::cpu::{self, lapic, panic, stack, tlb};
@@ -25,6 +27,9 @@ global_asm!(
 
 /// Mask registers of the two 8259s.
 const LEGACY_PIC_MASKS: [u16; 2] = [0x21, 0xa1];
+
+/// The bits of a gate that is present, for ring 0, and entered with interrupts off.
+const INTERRUPT_GATE: u64 = 0x8e << 40;
 
 /// Registers as `trap.s` leaves them.
 #[repr(C)]
@@ -86,14 +91,17 @@ const EXCEPTIONS: [&str; 20] = [
     "SIMD floating point",
 ];
 
-struct Idt(UnsafeCell<InterruptDescriptorTable>);
-// SAFETY: `init` writes it once, on the boot CPU, before any other CPU runs; it is read-only afterwards.
-unsafe impl Sync for Idt {}
-static IDT: Idt = Idt(UnsafeCell::new(InterruptDescriptorTable::new()));
+/// An entry of the IDT (Intel SDM volume 3, 6.14.1): two words.
+type Gate = [AtomicU64; 2];
+/// [`init`] writes it once. An entry that is zero is not present.
+static IDT: [Gate; 256] = [const { [const { AtomicU64::new(0) }; 2] }; 256];
 
 unsafe extern "C" {
-    static interrupt_entries: u8;
+    safe static interrupt_entries: u8;
 }
+
+/// The exceptions that can come, as a set of vectors. The others are reserved, or no processor has them.
+const CAN_COME: u32 = 0b1111_0111_1101_1111_1111;
 
 /// The vectors of interrupts that can come. Any other one is a fault: its entry is not present.
 fn interrupts() -> impl Iterator<Item = u8> {
@@ -107,40 +115,37 @@ pub fn init() {
     for mask in LEGACY_PIC_MASKS {
         cpu::port_write(mask, 0xff);
     }
-    let entries = (&raw const interrupt_entries) as u64;
-    let entry = |vector: u64| VirtAddr::new(entries + 16 * vector);
-    // SAFETY: only the boot CPU runs, so no other CPU accesses the table. Every entry leads to the common
-    // path of `trap.s`, which restores all registers it touches, and `cpu::init` set up the stack index.
-    unsafe {
-        let idt = &mut *IDT.0.get();
-        idt.divide_error.set_handler_addr(entry(0));
-        idt.debug.set_handler_addr(entry(1));
-        idt.non_maskable_interrupt.set_handler_addr(entry(2)).set_stack_index(cpu::FAULT_STACK);
-        idt.breakpoint.set_handler_addr(entry(3));
-        idt.overflow.set_handler_addr(entry(4));
-        idt.bound_range_exceeded.set_handler_addr(entry(5));
-        idt.invalid_opcode.set_handler_addr(entry(6));
-        idt.device_not_available.set_handler_addr(entry(7));
-        idt.double_fault.set_handler_addr(entry(8)).set_stack_index(cpu::DOUBLE_FAULT_STACK);
-        idt.invalid_tss.set_handler_addr(entry(10));
-        idt.segment_not_present.set_handler_addr(entry(11));
-        idt.stack_segment_fault.set_handler_addr(entry(12)).set_stack_index(cpu::FAULT_STACK);
-        idt.general_protection_fault.set_handler_addr(entry(13));
-        idt.page_fault.set_handler_addr(entry(14)).set_stack_index(cpu::FAULT_STACK);
-        idt.x87_floating_point.set_handler_addr(entry(16));
-        idt.alignment_check.set_handler_addr(entry(17));
-        idt.machine_check.set_handler_addr(entry(18)).set_stack_index(cpu::FAULT_STACK);
-        idt.simd_floating_point.set_handler_addr(entry(19));
-        for vector in interrupts() {
-            idt[vector].set_handler_addr(entry(u64::from(vector)));
-        }
+    // Every entry leads to the common path of `trap.s`, which restores all registers that it touches.
+    let code = u64::from(CS::get_reg().0);
+    let exceptions = (0..EXCEPTIONS.len() as u8).filter(|&vector| CAN_COME & 1 << vector != 0);
+    for vector in exceptions.chain(interrupts()) {
+        let entry = (&raw const interrupt_entries) as u64 + 16 * u64::from(vector);
+        let low = entry & 0xffff
+            | code << 16
+            | stack_of(vector) << 32
+            | INTERRUPT_GATE
+            | (entry >> 16 & 0xffff) << 48;
+        let gate = &IDT[usize::from(vector)];
+        gate[0].store(low, Ordering::Relaxed);
+        gate[1].store(entry >> 32, Ordering::Relaxed);
+    }
+}
+
+/// The interrupt stack of an exception, as the IDT counts them: from 1 on, and 0 is the stack of the interrupted code.
+fn stack_of(vector: u8) -> u64 {
+    match vector {
+        2 | 12 | 14 | 18 => u64::from(cpu::FAULT_STACK) + 1,
+        8 => u64::from(cpu::DOUBLE_FAULT_STACK) + 1,
+        _ => 0,
     }
 }
 
 /// Loads the IDT on this CPU and starts its local APIC.
 pub fn init_cpu() {
-    // SAFETY: the table is a static, and nothing writes it after `init`.
-    unsafe { (*IDT.0.get()).load_unsafe() };
+    let base = VirtAddr::from_ptr(&raw const IDT);
+    let table = DescriptorTablePointer { limit: size_of_val(&IDT) as u16 - 1, base };
+    // SAFETY: the table is a static, `init` has filled it, and `cpu::init` set up the stacks that it names.
+    unsafe { lidt(&table) };
     lapic::init_cpu();
 }
 

@@ -1,5 +1,5 @@
-//! The kernel's page tables: direct map, vmemmap window and device registers. They use 2 MiB pages, for boot
-//! memory 1 GiB pages, and for a memmap that has no 2 MiB page small ones.
+//! The kernel's page tables: direct map, vmemmap window and device registers. They use 2 MiB pages, and for a memmap
+//! that has no 2 MiB page small ones.
 //!
 //! Mirrors Linux's x86-64 layout (`Documentation/arch/x86/x86_64/mm.rst`) without KASLR:
 //!
@@ -13,11 +13,12 @@
 //!
 //! It differs from Linux on purpose. Every CPU runs on the one set of tables, so there is nothing to
 //! propagate. Unplugged memory is not mapped at all: a virtio-mem driver must not read it, not even
-//! speculatively.
+//! speculatively. Other memory is mapped when it is wanted (see `prepared`), but for the first GiB, which the start-up
+//! tables map ([`BOOT_MAPPED`]).
 //!
 //! Invariants:
-//! - A table page is reached from exactly one entry. It is freed when all of its own entries are zero, unless
-//!   that entry has the bit [`KEPT`], or the table's source says that it stays.
+//! - A table page is reached from exactly one entry. It is freed when all of its own entries are zero, unless the
+//!   table's source says that it stays. A table for boot memory is not: boot memory is mapped, or it stays for it.
 //! - `LOCK` is held while entries change. The exceptions are entries of prepared memory (`prepared`), and boot,
 //!   while one CPU runs.
 #![expect(unsafe_code, reason = "edits the live page tables")]
@@ -33,14 +34,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 
 pub use base_pages::{map_vmemmap_base, unmap_vmemmap_base};
-pub use boot_map::{drop_identity_map, map_boot_memory, protect_kernel};
-pub use prepared::{map_prepared, prepare, prepare_vmemmap, release, tables_for};
+pub use boot_map::{drop_identity_map, protect_kernel};
+pub use prepared::{map_prepared, prepare, prepare_boot, release, tables_for};
 pub use stack_pages::{is_mapped, map_stack_page};
 
 /// Virtual address of physical address 0.
 pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// Virtual address of frame 0's `Page`.
 pub const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
+/// End of the physical memory that the start-up tables map in the direct map, for good and whatever is there.
+pub const BOOT_MAPPED: u64 = 1 << 30;
 /// Virtual address of the kernel's physical address 0.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 const WINDOWS: u64 = 0xffff_c900_0000_0000;
@@ -59,8 +62,6 @@ const WRITABLE: u64 = 1 << 1;
 const UNCACHED: u64 = (1 << 3) | (1 << 4);
 const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
-/// Software bit of an entry: never free the table it points to.
-const KEPT: u64 = 1 << 9;
 /// Software bit of an entry that is not present: its address is a page for the table (see `prepared`).
 const SET_ASIDE: u64 = 1 << 10;
 const NO_EXECUTE: u64 = 1 << 63;
@@ -86,7 +87,7 @@ pub struct NoPageTable;
 pub trait TableSource {
     /// Physical address of a page with any content.
     fn take(&mut self) -> Option<u64>;
-    /// Takes back a page that [`Self::take`] gave and that was no table.
+    /// Takes back a page that it gave and that was no table.
     fn give_back(&mut self, page: u64);
     /// Takes back a table, which a CPU may have seen.
     fn free(&mut self, table: u64);
@@ -146,10 +147,15 @@ fn next_table(entry: &AtomicU64, source: &mut dyn TableSource) -> Result<u64, No
         return Ok(value & ADDRESS);
     }
     if value & SET_ASIDE != 0 {
-        return Ok(prepared::table(entry));
+        return Ok(prepared::table(entry, 0));
     }
     let table = source.alloc().ok_or(NoPageTable)?;
-    entry.store(table | PRESENT | WRITABLE, Ordering::Release);
+    let new = table | PRESENT | WRITABLE;
+    if entry.compare_exchange(0, new, Ordering::Release, Ordering::Relaxed).is_err() {
+        // A CPU that has claimed boot memory beside has made the table meanwhile.
+        source.give_back(table);
+        return Ok(prepared::table(entry, 0));
+    }
     Ok(table)
 }
 
@@ -214,12 +220,10 @@ fn unmap_entries(virt: u64, end: u64, source: &mut dyn TableSource) -> u64 {
     if middle & PRESENT == 0 {
         return stop;
     }
-    assert!(middle & LARGE == 0, "{virt:#x} is in a page that stays: {middle:#x}");
     let table = middle & ADDRESS;
     entries(table, virt, end, LARGE_PAGE).iter().for_each(|slot| slot.store(0, Ordering::Release));
     // Before the look at the entries: memory that does not stay any more was mapped before.
-    let is_kept = middle & KEPT != 0 || source.stays(virt);
-    if !is_kept && is_empty(table) {
+    if !source.stays(virt) && is_empty(table) {
         middle_entry.store(0, Ordering::Release);
         source.free(table);
     }

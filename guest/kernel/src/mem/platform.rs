@@ -6,6 +6,7 @@
 //! Invariant: page-table pages are freed only after the TLBs of all CPUs are flushed.
 #![expect(unsafe_code, reason = "implements the trait whose contract the memmap look-up rests on")]
 
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -19,7 +20,7 @@ use crate::cpu::window::Window;
 use crate::cpu::{self, tlb};
 use crate::job;
 use crate::mem::copy;
-use crate::mem::paging::{self, DIRECT_MAP, TableSource, VMEMMAP};
+use crate::mem::paging::{self, BOOT_MAPPED, DIRECT_MAP, TableSource, VMEMMAP};
 
 /// Sections of the physical address space that the guest can use: 2 TiB.
 const SECTIONS: usize = (tidevm_abi::MAX_PHYS_ADDR / tidevm_abi::MEMORY_BLOCK_SIZE) as usize;
@@ -56,8 +57,6 @@ pub fn faults_injected() -> u64 {
 /// CPU may still walk them.
 struct Tables {
     freed: [Option<u64>; Self::MOST],
-    /// Allocated pages for tables to come.
-    stock: PfnRange,
 }
 
 impl Tables {
@@ -66,20 +65,21 @@ impl Tables {
     const MOST: usize = 2;
 
     const fn new() -> Self {
-        Self { freed: [None; Self::MOST], stock: PfnRange::new(Pfn::new(0), 0) }
+        Self { freed: [None; Self::MOST] }
     }
 
-    /// With about `count` pages in stock, if they lie side by side somewhere: one allocation for all of them.
-    fn stocked(count: u64) -> Self {
+    /// The addresses of about `count` pages, if they lie side by side somewhere: one allocation for all of them. None
+    /// while a fault waits for one of them: each is asked for then.
+    fn stock(count: u64) -> Range<u64> {
         let order = Order::new(count.max(1).ilog2() as u8).min(Order::MAX);
-        let mut tables = Self::new();
-        if order > Order::PAGE
-            && let Ok(first) = MM.alloc_pages(order, Gfp::PageTable)
-        {
-            MM.split_page(first, order);
-            tables.stock = PfnRange::new(first, order.pages());
+        let has_fault = FAULTS[FaultStep::PageTable as usize].load(Ordering::Relaxed) != 0;
+        if order == Order::PAGE || has_fault {
+            return 0..0;
         }
-        tables
+        MM.alloc_pages(order, Gfp::PageTable).map_or(0..0, |first| {
+            MM.split_page(first, order);
+            first.address().get()..first.add(order.pages()).address().get()
+        })
     }
 
     /// Maps by `map`. Tables that a failed `map` gave back are freed.
@@ -104,12 +104,7 @@ impl TableSource for Tables {
         if KernelPlatform.fault(FaultStep::PageTable) {
             return None;
         }
-        let first = self.stock.start();
-        if self.stock.is_empty() {
-            return Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get());
-        }
-        self.stock = self.stock.from(first.add(1));
-        Some(first.address().get())
+        Some(MM.alloc_pages(Order::PAGE, Gfp::PageTable).ok()?.address().get())
     }
 
     fn give_back(&mut self, page: u64) {
@@ -169,9 +164,16 @@ pub fn unused_section() -> SectionNr {
     unused.next().expect("a section without a memmap")
 }
 
+/// Where memory below `end` and its memmap are mapped when it is wanted: start and end in the direct map, which is empty
+/// when the start-up tables map it all, and in the vmemmap window.
+pub fn boot_windows(end: Pfn) -> [(u64, u64); 2] {
+    let start = PhysAddr::new(BOOT_MAPPED).pfn();
+    [(direct(start), direct(end.max(start))), (VMEMMAP, page(end))]
+}
+
 /// Where `range` and its memmaps are mapped: start and end in the direct map, and in the vmemmap window.
 fn windows(range: SectionRange) -> [(u64, u64); 2] {
-    let direct = [range.first(), range.end()].map(|nr| DIRECT_MAP + nr.start().address().get());
+    let direct = [range.first(), range.end()].map(|nr| direct(nr.start()));
     let memmaps = [range.first(), range.end()].map(memmap);
     [direct, memmaps].map(|[start, end]| (start, end))
 }
@@ -189,9 +191,19 @@ fn release((start, end): (u64, u64)) {
     }
 }
 
+/// Address of frame `pfn` in the direct map.
+pub fn direct(pfn: Pfn) -> u64 {
+    DIRECT_MAP + pfn.address().get()
+}
+
 /// Address of the `Page` of the section's first frame.
-fn memmap(section: SectionNr) -> u64 {
-    VMEMMAP + u64::from(section.start().get()) * size_of::<Page>() as u64
+pub fn memmap(section: SectionNr) -> u64 {
+    page(section.start())
+}
+
+/// Address of the `Page` of frame `pfn`.
+fn page(pfn: Pfn) -> u64 {
+    VMEMMAP + u64::from(pfn.get()) * size_of::<Page>() as u64
 }
 
 /// What comes is not mapped yet. Page tables can map memory again to the same place, so that a mapping which a rollback
@@ -215,11 +227,6 @@ unsafe impl Platform for KernelPlatform {
     fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
         assert_unmapped(memmap(section));
         Tables::fill(|tables| paging::map_vmemmap(memmap(section), backing.address().get(), tables))
-    }
-
-    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        let (start, size) = (memmap(first), u64::from(count) * paging::LARGE_PAGE);
-        Tables::fill(|tables| paging::prepare_vmemmap(start, start + size, tables))
     }
 
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
@@ -255,11 +262,16 @@ unsafe impl Platform for KernelPlatform {
 
     fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
         let [direct, memmaps] = windows(range);
-        let mut tables = Tables::stocked(paging::tables_for(direct.0, direct.1));
-        let prepared = paging::prepare(direct.0, direct.1, &mut tables).and_then(|()| {
-            paging::prepare(memmaps.0, memmaps.1, &mut tables).inspect_err(|_| release(direct))
+        let mut stock = Tables::stock(paging::tables_for(direct.0, direct.1));
+        let mut tables = Tables::new();
+        let prepared = paging::prepare(direct.0, direct.1, &mut stock, &mut tables).and_then(|()| {
+            let memmaps = paging::prepare(memmaps.0, memmaps.1, &mut stock, &mut tables);
+            memmaps.inspect_err(|_| release(direct))
         });
-        MM.free_contig_range(tables.stock);
+        if !stock.is_empty() {
+            let [first, end] = [stock.start, stock.end].map(|address| PhysAddr::new(address).pfn());
+            MM.free_contig_range(PfnRange::between(first, end).expect("what is left of a range"));
+        }
         prepared.map_err(|paging::NoPageTable| {
             tables.flush();
             NoPageTable
@@ -268,7 +280,10 @@ unsafe impl Platform for KernelPlatform {
 
     fn map_prepared_direct(&self, range: PfnRange) {
         let (start, end) = (range.start().address().get(), range.end().address().get());
-        paging::map_prepared(DIRECT_MAP + start, DIRECT_MAP + end, start);
+        // Memory below is boot memory, and never unmapped.
+        if start >= BOOT_MAPPED {
+            paging::map_prepared(DIRECT_MAP + start, DIRECT_MAP + end, start);
+        }
     }
 
     fn release(&self, range: SectionRange) {

@@ -36,7 +36,7 @@ fn note(stamp: &AtomicU64) {
     stamp.store(ticks.max(1), Ordering::Relaxed);
 }
 
-/// All boot memory is in the direct map.
+/// The memory map is read, and pages for page tables are set aside.
 pub fn mapped() {
     note(&MAPPED);
 }

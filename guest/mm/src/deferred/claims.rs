@@ -37,27 +37,19 @@ impl Claims {
     pub(crate) fn present(&self, zone: ZoneId) -> impl Iterator<Item = PfnRange> {
         self.of(zone).flat_map(|range| {
             // Of boot memory, the RAM.
-            let ram = range.is_boot().then(|| run_of(range).parts(self.ranges_of(Memblock::memory)));
+            let memblock = self.memblock.filter(|_| range.is_boot());
             let plugged = (!range.is_boot()).then(|| range.sections.frames());
-            ram.into_iter().flatten().chain(plugged)
+            memblock.into_iter().flat_map(|memblock| memblock.ram_in(range.sections.frames())).chain(plugged)
         })
     }
 
     /// Pages of `zone` that will be free.
     pub(crate) fn free(&self, zone: ZoneId) -> u64 {
         let pages = |range: &DeferredRange| match range.origin {
-            Origin::Boot { .. } => run_of(range).pages(self.ranges_of(Memblock::free)),
+            Origin::Boot { .. } => self.memblock.map_or(0, |memblock| run_of(range).free_pages(memblock)),
             Origin::Plugged { .. } => range.plugged_managed(),
         };
         self.of(zone).map(pages).sum()
-    }
-
-    /// Ranges of the memory map.
-    fn ranges_of<I: Iterator>(
-        &self,
-        ranges: impl FnOnce(&'static Memblock) -> I,
-    ) -> impl Iterator<Item = I::Item> {
-        self.memblock.map(ranges).into_iter().flatten()
     }
 }
 

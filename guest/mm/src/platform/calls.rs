@@ -54,11 +54,6 @@ unsafe impl<P: Platform> Platform for Calls<P> {
         self.0.map_memmap(section, backing)
     }
 
-    fn prepare_memmaps(&self, first: SectionNr, count: u32) -> Result<(), NoPageTable> {
-        HOTPLUG.assert("prepare_memmaps");
-        self.0.prepare_memmaps(first, count)
-    }
-
     fn map_prepared_memmap(&self, section: SectionNr, backing: Pfn) {
         Locks::ANY.assert("map_prepared_memmap");
         self.0.map_prepared_memmap(section, backing);

@@ -22,8 +22,6 @@ pub enum PlatformCall {
     CopyPages(usize),
     /// Maps the memmap of the section, by a large page or by base pages.
     MapMemmap(SectionNr),
-    /// Prepares so many memmaps from the section on.
-    PrepareMemmaps(SectionNr, u32),
     /// Unmaps the memmap of the section, of either kind.
     UnmapMemmap(SectionNr),
     /// Maps the range into the direct map.

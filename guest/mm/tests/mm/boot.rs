@@ -2,8 +2,8 @@
 
 use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
-    BootError, FaultStep, Gfp, InitPolicy, Memblock, MemoryContent, NodeId, Options, Order, PageblockSet,
-    PhysAddr, PhysRange, SectionNr, ZoneType,
+    BootError, FaultStep, Gfp, InitPolicy, Memblock, MemoryContent, NodeId, Options, Order, PAGEBLOCK_PAGES,
+    PageblockSet, Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
 
 /// A small PC memory map: a hole at 640 KiB, odd ends, reserved ranges, memory above 4 GiB.
@@ -65,8 +65,7 @@ fn memory_map_that_does_not_fit() {
     }
 }
 
-/// The platform takes page tables from the allocator while it maps: from the second section of boot memory on,
-/// and in every hotplug operation.
+/// The platform takes page tables from the allocator while it maps, in every hotplug operation.
 #[test]
 fn page_tables_come_from_the_allocator() {
     let mm = SimMachine { page_tables: true, ..SimMachine::default() }.boot();
@@ -107,19 +106,39 @@ fn growing_out_of_memory() {
     mm.check();
 }
 
-/// Without a page for a page table boot fails: for the memmap of the first section, or for the memmaps that are left
-/// for later.
+/// Boot maps the RAM of the sections that it initialises, and nothing else. Other RAM is mapped section by section, when
+/// it is claimed, and holes never are. Neither takes a page for a page table.
 #[test]
-fn boot_without_page_tables_is_an_error() {
-    let machine = SimMachine {
-        memory: [(0, 3 * 32768)].into(),
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
-        ..SimMachine::default()
-    };
-    for attempt in 0..2 {
-        let mm = machine.build();
-        mm.platform().inject(FaultStep::PageTable, attempt);
-        assert_eq!(machine.boot_on(mm), Err(BootError::NoPageTable(SectionNr::new(attempt))));
+fn boot_memory_is_mapped_when_it_is_wanted() {
+    const HIGH: u32 = 32 * SECTION_PAGES;
+    // The second section has a hole of four pageblocks, and RAM that ends within a pageblock.
+    let hole = SECTION_PAGES + 8 * PAGEBLOCK_PAGES;
+    let memory =
+        vec![(0, hole + 1), (hole + 5 * PAGEBLOCK_PAGES - 1, 2 * SECTION_PAGES), (HIGH, 2 * SECTION_PAGES)];
+    let ram = |first: u32| memory.iter().any(|&(start, pages)| first < start + pages && start < first + 512);
+    for init in [InitPolicy::Lazy, InitPolicy::Deferred, InitPolicy::Eager] {
+        let machine = SimMachine {
+            sections: 40,
+            memory: memory.clone(),
+            options: Options { init, ..SimMachine::OPTIONS },
+            page_tables: true,
+            ..SimMachine::default()
+        };
+        let mm = machine.boot();
+        let check = |when: &str| {
+            for first in (0..40 * SECTION_PAGES).step_by(PAGEBLOCK_PAGES as usize) {
+                let pfn = Pfn::new(first);
+                let online = mm.section_state(pfn.section()) == SectionState::Online;
+                let mapped = mm.platform().is_mapped(pfn);
+                assert_eq!(mapped, online && ram(first), "{init:?}, {when}: {pfn:?}");
+            }
+            mm.check();
+        };
+        check("at boot");
+        while mm.init_deferred() {
+            check("one more is claimed");
+        }
+        assert_eq!(mm.platform().attempts(FaultStep::PageTable), 0);
     }
 }
 

@@ -1,17 +1,14 @@
-//! The mappings that boot makes once: boot memory, and the kernel's image with the access rights of each
-//! part.
+//! The mapping that boot makes once: the kernel's image with the access rights of each part.
 //!
-//! Mirrors Linux `init_mem_mapping` and `mark_rodata_ro`. The parent's invariants about tables hold here. One
-//! CPU runs, so entries change without the lock. The identity map is removed later, when all CPUs run;
-//! nothing else changes its entry.
+//! Mirrors Linux `mark_rodata_ro`. The parent's invariants about tables hold here. One CPU runs, so entries change
+//! without the lock. The identity map is removed later, when all CPUs run; nothing else changes its entry.
 #![expect(unsafe_code, reason = "declares the linker's symbols")]
 
-use core::arch::x86_64::__cpuid;
 use core::sync::atomic::Ordering;
 
 use super::{
-    ADDRESS, DIRECT_MAP, GLOBAL, KERNEL, MEMORY, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TABLE_SPAN,
-    TableSource, WRITABLE, entries, entry, flush_tlb, index, map_direct, next_table, root,
+    ADDRESS, GLOBAL, KERNEL, NO_EXECUTE, NoPageTable, PRESENT, SMALL_PAGE, TableSource, WRITABLE, entries,
+    entry, flush_tlb, index, next_table, root,
 };
 
 unsafe extern "C" {
@@ -19,29 +16,6 @@ unsafe extern "C" {
     static __text_end: u8;
     static __rodata_end: u8;
     static __image_end: u8;
-}
-
-/// As [`map_direct`], for good: in pages of 1 GiB where they fit and the processor has them. Then it takes
-/// little time and few page tables, also for large memory.
-///
-/// # Errors
-/// [`NoPageTable`].
-pub fn map_boot_memory(start: u64, end: u64, source: &mut dyn TableSource) -> Result<(), NoPageTable> {
-    let has_huge_pages = __cpuid(0x8000_0001).edx & (1 << 26) != 0;
-    let mut next = start;
-    while next < end {
-        let stop = end.min((next / TABLE_SPAN + 1) * TABLE_SPAN);
-        let virt = DIRECT_MAP + next;
-        let upper = next_table(entry(root(), index(virt, 3)), source)?;
-        let slot = entry(upper, index(virt, 2));
-        if has_huge_pages && stop - next == TABLE_SPAN && slot.load(Ordering::Relaxed) == 0 {
-            slot.store(next | MEMORY, Ordering::Release);
-        } else {
-            map_direct(next, stop, source)?;
-        }
-        next = stop;
-    }
-    Ok(())
 }
 
 /// Maps the kernel's image again, by small pages: code read-only, constants read-only and not executable,
