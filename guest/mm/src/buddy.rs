@@ -8,7 +8,7 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, Pfn, PfnRange};
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::page::{Kind, PageState};
@@ -40,7 +40,7 @@ impl<'m> ZoneGuard<'m> {
                 flags.set_type(buddy.pfn().pageblock(), mt);
             }
             let (merged, upper) = block.merge(buddy.pfn());
-            upper.set_state(PageState::new(Kind::Tail, Order::PAGE, self.zone()));
+            upper.set_state(PageState::new(Kind::Tail, Order::PAGE));
             block = merged;
         }
         self.insert(block, place);
@@ -83,11 +83,18 @@ impl<'m> ZoneGuard<'m> {
         kept
     }
 
-    /// Takes the first buddy block on the list of `order` and type `mt` off it.
+    /// Takes the smallest free buddy block of at least `order` off the first pageblock on the list of `list` and type
+    /// `mt`. `list` is at least `order`.
     #[inline]
-    pub(crate) fn take_first(&mut self, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
-        let pfn = self.first(order, mt)?;
-        let pages = self.section_pages(pfn);
+    pub(crate) fn take_first(&mut self, list: Order, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
+        let first = self.first(list, mt)?;
+        let pages = self.section_pages(first);
+        if list >= Order::PAGEBLOCK {
+            return Some(self.remove(FreeBlock::new(pages, first, list, mt)));
+        }
+        let area = pages.area(first.pageblock());
+        let order = area.smallest(order)?;
+        let pfn = first.add(area.find(order)?);
         Some(self.remove(FreeBlock::new(pages, pfn, order, mt)))
     }
 
@@ -105,11 +112,9 @@ impl<'m> ZoneGuard<'m> {
     /// Moves the free blocks of the pageblocks `pageblocks`, none of which reaches beyond them, to the
     /// lists of type `to` (Linux `__move_freepages_block`). The caller sets the pageblocks' types.
     pub(crate) fn move_free(&mut self, pages: SectionPages<'_>, pageblocks: &Range<u32>, to: MigrateType) {
-        for (pfn, state) in pages.blocks(pageblocks) {
-            if state.kind() == Kind::Free {
-                let block = self.remove(FreeBlock::of_pageblock(pages, pfn, state.order()));
-                self.insert(block.retyped(to), Place::Tail);
-            }
+        for pageblock in pageblocks.clone() {
+            let from = pages.section().pageblocks.migrate_type(pageblock);
+            self.retype(pages.nr().start().add(pageblock << PAGEBLOCK_ORDER), from, to);
         }
     }
 }

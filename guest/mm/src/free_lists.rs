@@ -1,14 +1,18 @@
 //! The free lists of a zone, by order and migrate type.
 //!
 //! Mirrors Linux `struct free_area` and the steps on one list of `mm/page_alloc.c` (`__add_to_free_list`,
-//! `__del_page_from_free_list`). Differs from Linux on purpose: links are frame numbers in the pages
-//! themselves, so that they take half the room of pointers.
+//! `__del_page_from_free_list`). Differs from Linux on purpose: what is on a list is a pageblock, and it is on the list
+//! of its largest free buddy block ([`FreeArea`](crate::free_area::FreeArea)). So a request is served from the
+//! pageblock whose largest free buddy block is the smallest that will do, and pageblocks that are nearly whole are
+//! broken last. Links are frame numbers, so that they take half the room of pointers.
 //!
-//! Invariants, under the zone lock: a page is `Free` exactly when it is on one list of its order;
-//! `nonempty` says which lists have a buddy block; a section's count of free pages counts the buddy blocks of all
-//! types on these lists; `reported` counts the buddy blocks whose pages say that they are reported.
+//! Invariants, under the zone lock: a pageblock is on one list exactly when a free buddy block begins in it; all its
+//! free buddy blocks are of the list's type; `nonempty` says which lists have a pageblock; `blocks` and a section's
+//! count of free pages count the free buddy blocks of all types; `reported` counts the buddy blocks whose pages say that
+//! they are reported.
 
 use crate::addr::{Order, Pfn, PfnRange};
+use crate::free_area::FreeArea;
 use crate::free_block::FreeBlock;
 use crate::node::ZoneId;
 use crate::page::{Kind, Link, PageState};
@@ -18,7 +22,7 @@ use crate::sparse::{SectionPages, Sparse};
 /// The orders of buddy blocks that are reported: a pageblock and above.
 const REPORTED_ORDERS: usize = Order::COUNT - Order::PAGEBLOCK.index();
 
-/// At which end of its list a freed buddy block goes: allocations take the head first.
+/// At which end of its list a pageblock goes: allocations take the head first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Head,
@@ -26,6 +30,7 @@ pub(crate) enum Place {
     Tail,
 }
 
+/// Pageblocks whose largest free buddy block has the order of the list.
 #[derive(Clone, Copy)]
 struct FreeList {
     first: Link,
@@ -36,6 +41,8 @@ struct FreeList {
 /// The free blocks of one zone.
 pub(crate) struct FreeLists {
     lists: [[FreeList; Order::COUNT]; MigrateType::COUNT],
+    /// Free buddy blocks of each type and order.
+    blocks: [[u32; Order::COUNT]; MigrateType::COUNT],
     /// Bit `order` of a type's word: that list is not empty.
     nonempty: [u32; MigrateType::COUNT],
     /// Pages on the lists of each type.
@@ -50,6 +57,7 @@ impl FreeLists {
         let empty = FreeList { first: Link::NONE, last: Link::NONE, len: 0 };
         Self {
             lists: [[empty; Order::COUNT]; MigrateType::COUNT],
+            blocks: [[0; Order::COUNT]; MigrateType::COUNT],
             nonempty: [0; MigrateType::COUNT],
             pages: [0; MigrateType::COUNT],
             reported: [[0; REPORTED_ORDERS]; MigrateType::COUNT],
@@ -81,10 +89,10 @@ impl FreeLists {
 
     /// Number of buddy blocks by order and migrate type.
     pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        core::array::from_fn(|order| core::array::from_fn(|mt| self.lists[mt][order].len))
+        core::array::from_fn(|order| core::array::from_fn(|mt| self.blocks[mt][order]))
     }
 
-    /// Smallest order of at least `order` that has a buddy block of type `mt`.
+    /// Smallest order of at least `order` on whose list of type `mt` a pageblock is.
     #[inline]
     pub(crate) fn smallest(&self, order: Order, mt: MigrateType) -> Option<Order> {
         let candidates = self.nonempty[mt.index()] >> order.get();
@@ -97,38 +105,104 @@ impl FreeLists {
         (candidates != 0).then(|| Order::new(order.get() + candidates.ilog2() as u8))
     }
 
-    /// First buddy block on a list.
+    /// The first page of the first pageblock on a list. From the order of a pageblock on it is the head of a free buddy
+    /// block of that order.
     #[inline]
     pub(crate) fn first(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
         self.lists[mt.index()][order.index()].first.pfn()
     }
 
-    /// Last buddy block on a list.
+    /// The first page of the last pageblock on a list.
     pub(crate) fn last(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
         self.lists[mt.index()][order.index()].last.pfn()
     }
 
-    /// Puts `block`, which is on no list, on its list.
+    /// Number of pageblocks on a list.
+    pub(crate) fn len(&self, order: Order, mt: MigrateType) -> u32 {
+        self.lists[mt.index()][order.index()].len
+    }
+
+    /// Makes `block`, whose pages are not free, a free buddy block.
     #[inline]
     pub(crate) fn insert(&mut self, sparse: &Sparse, block: FreeBlock<'_>, place: Place) {
-        let (page, order, mt) = (block.head(), block.order(), block.migrate_type());
-        let link = Link::to(block.pfn());
+        let (order, mt, area) = (block.order(), block.migrate_type(), block.area());
+        let before = area.largest();
+        self.count(&block, 1);
+        area.add(block.pfn().in_pageblock(), order);
+        block.head().set_state(PageState::new(Kind::Free, order));
+        if before < Some(order) {
+            let pageblock = block.pfn().align_down(Order::PAGEBLOCK);
+            if let Some(before) = before {
+                self.unlink(sparse, area, pageblock, before, mt);
+            }
+            self.link(sparse, area, pageblock, order, mt, place);
+        }
+    }
+
+    /// Takes the free buddy block `block` off the lists. Every page that leaves them passes through this
+    /// function, so it checks that the buddy block was not overwritten while it was free (Linux `check_new_page`,
+    /// and the checks of `list_del`; Linux leaves such a page out and takes the next one).
+    #[inline]
+    pub(crate) fn remove<'s>(&mut self, sparse: &Sparse, block: FreeBlock<'s>) -> FreeBlock<'s> {
+        let (order, mt, area) = (block.order(), block.migrate_type(), block.area());
+        let state = block.head().state();
+        if state != PageState::new(Kind::Free, order) {
+            unusual_block(block.pfn(), state, PageState::new(Kind::Free, order));
+            self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] -= 1;
+        }
+        let before = area.largest();
+        area.remove(block.pfn().in_pageblock(), order);
+        let after = area.largest();
+        if after != before {
+            let pageblock = block.pfn().align_down(Order::PAGEBLOCK);
+            self.unlink(sparse, area, pageblock, order, mt);
+            if let Some(after) = after {
+                self.link(sparse, area, pageblock, after, mt, Place::Head);
+            }
+        }
+        self.count(&block, -1);
+        block
+    }
+
+    /// Counts `block` as one more free buddy block, or as one less.
+    #[inline]
+    fn count(&mut self, block: &FreeBlock<'_>, one: i32) {
+        let (order, mt) = (block.order(), block.migrate_type());
+        let pages = i64::from(order.pages()) * i64::from(one);
+        let blocks = &mut self.blocks[mt.index()][order.index()];
+        *blocks = blocks.wrapping_add_signed(one);
+        let of_type = &mut self.pages[mt.index()];
+        *of_type = of_type.wrapping_add_signed(pages);
+        block.section_pages().section().add_free(pages as u64);
+    }
+
+    /// Puts `pageblock` on the list of `order`.
+    fn link(
+        &mut self,
+        sparse: &Sparse,
+        area: FreeArea<'_>,
+        pageblock: Pfn,
+        order: Order,
+        mt: MigrateType,
+        place: Place,
+    ) {
+        let link = Link::to(pageblock);
         let list = &mut self.lists[mt.index()][order.index()];
         match place {
             Place::Head => {
-                page.set_prev(Link::NONE);
-                page.set_next(list.first);
+                area.set_before(Link::NONE);
+                area.set_after(list.first);
                 match list.first.pfn() {
-                    Some(first) => sparse.page(first).set_prev(link),
+                    Some(first) => sparse.area(first).set_before(link),
                     None => list.last = link,
                 }
                 list.first = link;
             }
             Place::Tail => {
-                page.set_next(Link::NONE);
-                page.set_prev(list.last);
+                area.set_after(Link::NONE);
+                area.set_before(list.last);
                 match list.last.pfn() {
-                    Some(last) => sparse.page(last).set_next(link),
+                    Some(last) => sparse.area(last).set_after(link),
                     None => list.first = link,
                 }
                 list.last = link;
@@ -136,54 +210,66 @@ impl FreeLists {
         }
         list.len += 1;
         self.nonempty[mt.index()] |= 1 << order.get();
-        self.pages[mt.index()] += u64::from(order.pages());
-        block.section_pages().section().add_free(order.pages().into());
-        page.set_state(PageState::new(Kind::Free, order, self.zone));
     }
 
-    /// Takes `block`, which is on its list, off it. Every page that leaves the free lists passes through this
-    /// function, so it checks that the buddy block was not overwritten while it was free (Linux `check_new_page`,
-    /// and the checks of `list_del`; Linux leaves such a page out and takes the next one).
-    #[inline]
-    pub(crate) fn remove<'s>(&mut self, sparse: &Sparse, block: FreeBlock<'s>) -> FreeBlock<'s> {
-        let (page, order, mt) = (block.head(), block.order(), block.migrate_type());
+    /// Takes `pageblock` off the list of `order`.
+    fn unlink(&mut self, sparse: &Sparse, area: FreeArea<'_>, pageblock: Pfn, order: Order, mt: MigrateType) {
         let list = &mut self.lists[mt.index()][order.index()];
-        let (prev, next) = (page.prev(), page.next());
+        let (before, after) = (area.before(), area.after());
         // The links of both neighbours are read while they are replaced, to compare them below.
-        let (from_prev, from_next);
-        match prev.pfn().map(|prev| sparse.page(prev)) {
-            Some(before) => {
-                from_prev = before.next();
-                before.set_next(next);
+        let (from_before, from_after);
+        match before.pfn().map(|pfn| sparse.area(pfn)) {
+            Some(of) => {
+                from_before = of.after();
+                of.set_after(after);
             }
-            None => from_prev = core::mem::replace(&mut list.first, next),
+            None => from_before = core::mem::replace(&mut list.first, after),
         }
-        match next.pfn().map(|next| sparse.page(next)) {
-            Some(after) => {
-                from_next = after.prev();
-                after.set_prev(prev);
+        match after.pfn().map(|pfn| sparse.area(pfn)) {
+            Some(of) => {
+                from_after = of.before();
+                of.set_before(before);
             }
-            None => from_next = core::mem::replace(&mut list.last, prev),
+            None => from_after = core::mem::replace(&mut list.last, before),
         }
-        let (state, link) = (page.state(), Link::to(block.pfn()));
-        if state != PageState::new(Kind::Free, order, self.zone) || from_prev != link || from_next != link {
-            let expected = PageState::new(Kind::Free, order, self.zone);
-            unusual_block(block.pfn(), (state, from_prev, from_next), (expected, link, link));
-            self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] -= 1;
-        }
+        let link = Link::to(pageblock);
+        assert!(
+            from_before == link && from_after == link,
+            "{pageblock:?} on the free list of {order:?}: links to it are {from_before:?} and {from_after:?}"
+        );
         list.len -= 1;
         if list.first == Link::NONE {
             self.nonempty[mt.index()] &= !(1 << order.get());
         }
-        self.pages[mt.index()] -= u64::from(order.pages());
-        block.section_pages().section().add_free(u64::from(order.pages()).wrapping_neg());
-        block
+    }
+
+    /// Moves all free buddy blocks of a pageblock from the lists of type `from` to those of type `to` (a part of Linux
+    /// `__move_freepages_block`). `pageblock` is its first page.
+    pub(crate) fn retype(&mut self, sparse: &Sparse, pageblock: Pfn, from: MigrateType, to: MigrateType) {
+        let area = sparse.area(pageblock);
+        let Some(largest) = area.largest() else { return };
+        let state = sparse.page(pageblock).state();
+        if state.is_reported() {
+            // The host does not learn of what is isolated: it counts as not reported.
+            sparse.page(pageblock).set_state(state.unreported());
+            self.reported[from.index()][largest.index() - Order::PAGEBLOCK.index()] -= 1;
+        }
+        self.unlink(sparse, area, pageblock, largest, from);
+        self.link(sparse, area, pageblock, largest, to, Place::Tail);
+        for order in (0..=largest.get()).map(Order::new) {
+            let blocks = area.blocks(order);
+            self.blocks[from.index()][order.index()] -= blocks;
+            self.blocks[to.index()][order.index()] += blocks;
+            let pages = u64::from(blocks) * u64::from(order.pages());
+            self.pages[from.index()] -= pages;
+            self.pages[to.index()] += pages;
+        }
     }
 
     /// Notes that the host has taken the memory of the buddy block of `order` and type `mt` at `pfn` back. It is on its
     /// list, has at least the order of a pageblock, and was not reported since it came there.
     pub(crate) fn set_reported(&mut self, sparse: &Sparse, pfn: Pfn, order: Order, mt: MigrateType) {
-        sparse.page(pfn).set_state(PageState::new(Kind::Free, order, self.zone).reported());
+        sparse.page(pfn).set_state(PageState::new(Kind::Free, order).reported());
         self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] += 1;
     }
 
@@ -197,15 +283,15 @@ impl FreeLists {
     /// Turns a list so that the buddy block at `pfn`, which is on it, comes first (Linux `list_rotate_to_front`).
     pub(crate) fn rotate_to(&mut self, sparse: &Sparse, order: Order, mt: MigrateType, pfn: Pfn) {
         let list = &mut self.lists[mt.index()][order.index()];
-        let page = sparse.page(pfn);
-        let (Some(before), Some(first), Some(last)) = (page.prev().pfn(), list.first.pfn(), list.last.pfn())
+        let area = sparse.area(pfn);
+        let (Some(before), Some(first), Some(last)) = (area.before().pfn(), list.first.pfn(), list.last.pfn())
         else {
             return;
         };
-        sparse.page(last).set_next(Link::to(first));
-        sparse.page(first).set_prev(Link::to(last));
-        sparse.page(before).set_next(Link::NONE);
-        page.set_prev(Link::NONE);
+        sparse.area(last).set_after(Link::to(first));
+        sparse.area(first).set_before(Link::to(last));
+        sparse.area(before).set_after(Link::NONE);
+        area.set_before(Link::NONE);
         (list.first, list.last) = (Link::to(pfn), Link::to(before));
     }
 
@@ -220,42 +306,41 @@ impl FreeLists {
         range: PfnRange,
         mt: MigrateType,
     ) {
-        let state = PageState::new(Kind::Free, Order::MAX, self.zone);
+        let state = PageState::new(Kind::Free, Order::MAX);
         let list = &mut self.lists[mt.index()][Order::MAX.index()];
         match list.last.pfn() {
-            Some(last) => sparse.page(last).set_next(Link::to(range.start())),
+            Some(last) => sparse.area(last).set_after(Link::to(range.start())),
             None => list.first = Link::to(range.start()),
         }
-        let (mut prev, mut pfn) = (list.last, range.start());
-        let first = range.start().in_section();
-        let heads = &pages.all()[first..first + range.pages() as usize];
-        for page in heads.iter().step_by(Order::MAX.pages() as usize) {
-            page.set_prev(prev);
-            page.set_state(state);
-            prev = Link::to(pfn);
-            pfn = pfn.add(Order::MAX.pages());
-            page.set_next(Link::to(pfn));
+        let (mut before, mut last) = (list.last, None);
+        let step = Order::MAX.pages() as usize;
+        for pfn in range.frames().step_by(step) {
+            let area = pages.area(pfn.pageblock());
+            area.add(0, Order::MAX);
+            area.set_before(before);
+            area.set_after(Link::to(pfn.add(Order::MAX.pages())));
+            pages.page(pfn).set_state(state);
+            before = Link::to(pfn);
+            last = Some(area);
         }
-        list.last = prev;
-        if let Some(last) = prev.pfn() {
-            pages.page(last).set_next(Link::NONE);
+        list.last = before;
+        if let Some(last) = last {
+            last.set_after(Link::NONE);
         }
-        list.len += range.pages() >> Order::MAX.get();
+        let blocks = range.pages() >> Order::MAX.get();
+        list.len += blocks;
+        self.blocks[mt.index()][Order::MAX.index()] += blocks;
         self.nonempty[mt.index()] |= 1 << Order::MAX.get();
         self.pages[mt.index()] += u64::from(range.pages());
         pages.section().add_free(range.pages().into());
     }
 }
 
-/// The facts about a free block that are checked: its state, and how its neighbours on the list link to
-/// it.
-type Known = (PageState, Link, Link);
-
 /// Returns if the block is one that was reported. Every other difference is a block that was overwritten.
 #[cold]
 #[inline(never)]
-fn unusual_block(pfn: Pfn, found: Known, expected: Known) {
-    if found != (expected.0.reported(), expected.1, expected.2) {
-        panic!("{pfn:?} on a free list: state and links to it are {found:?}, and should be {expected:?}");
+fn unusual_block(pfn: Pfn, found: PageState, expected: PageState) {
+    if expected.order() < Order::PAGEBLOCK || found != expected.reported() {
+        panic!("{pfn:?} on a free list: state is {found:?}, and should be {expected:?}");
     }
 }

@@ -121,7 +121,7 @@ impl<P: Platform> Mm<P> {
             let page = pages.page(pfn);
             let state = page.state();
             if state.is(Kind::Allocated, Order::PAGE)
-                && let Holder::Owned { owner: id, index } = page.holder()
+                && let Holder::Owned { owner: id, index } = page.holder(state)
             {
                 match self.isolate_page(pfn, id, index, owners) {
                     Some(page_move) => batch.push(page_move),

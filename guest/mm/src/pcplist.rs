@@ -24,6 +24,9 @@
 //! the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders, and `sync/tests/pcplist.rs` its
 //! memory orderings.
 //!
+//! A refill brings pages that lie side by side as a run, so taking many pages touches no struct page but the ones that
+//! have the pages' states.
+//!
 //! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
 //! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
 //!
@@ -34,10 +37,10 @@ mod owner;
 mod stopped;
 
 use crate::Mm;
-use crate::addr::{Order, PAGEBLOCK_ORDER};
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, PfnRange};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
-use crate::page::LinkCell;
+use crate::page::{Link, LinkCell};
 use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -110,12 +113,49 @@ impl PcpList {
     }
 }
 
+/// Single pages that lie side by side, the rest of a refill: they have no links, because each is taken in its turn.
+struct PcpRun {
+    next: LinkCell,
+    left: AtomicU32,
+}
+
+impl PcpRun {
+    const fn new() -> Self {
+        Self { next: LinkCell::new(), left: AtomicU32::new(0) }
+    }
+
+    /// The pages.
+    fn pages(&self) -> Option<PfnRange> {
+        let first = self.next.get().pfn()?;
+        Some(PfnRange::new(first, self.left.load(Relaxed)))
+    }
+
+    /// Makes `pages` the run.
+    #[inline]
+    fn set(&self, pages: PfnRange) {
+        self.next.set(Link::to(pages.start()));
+        self.left.store(pages.pages(), Relaxed);
+    }
+
+    /// Takes the first page.
+    #[inline]
+    fn take(&self) -> Option<Pfn> {
+        let left = self.left.load(Relaxed).checked_sub(1)?;
+        let pfn = self.next.get().pfn()?;
+        self.set(PfnRange::new(pfn.add(1), left));
+        Some(pfn)
+    }
+}
+
 /// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by
 /// plain stores.
 pub(crate) struct PcpZone {
     /// See [`PcpLimits::packed`].
     limits: AtomicU64,
+    /// Single pages; `count` counts those of `runs` too.
     pages: PcpList,
+    /// Single pages that come after those of the list, by type as the lists are.
+    runs: [PcpRun; 2],
     pageblocks: PcpList,
 }
 
@@ -124,6 +164,7 @@ impl PcpZone {
         Self {
             limits: AtomicU64::new(PcpLimits::OFF.packed()),
             pages: PcpList::new(),
+            runs: [const { PcpRun::new() }; 2],
             pageblocks: PcpList::new(),
         }
     }

@@ -564,11 +564,10 @@ impl Sim {
 
     fn clear(&self, section: SectionNr) {
         for page in self.memmap_words(section).chunks_exact(size_of::<Page>() / 8) {
-            let used = &page[..Page::WORDS];
             // A page that was never written must take no host memory.
-            if used.iter().fold(0, |bits, word| bits | word.load(core::sync::atomic::Ordering::Relaxed)) != 0
+            if page.iter().fold(0, |bits, word| bits | word.load(core::sync::atomic::Ordering::Relaxed)) != 0
             {
-                used.iter().for_each(|word| word.store(0, core::sync::atomic::Ordering::Relaxed));
+                page.iter().for_each(|word| word.store(0, core::sync::atomic::Ordering::Relaxed));
             }
         }
         self.pageblocks(section).for_each(written::made);
@@ -585,10 +584,11 @@ impl Sim {
                 continue;
             }
             for page in pageblock.chunks_exact(size_of::<Page>() / 8) {
-                for at in &page[..Page::WORDS] {
+                for at in page {
                     word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    // Kind 15 is none.
-                    at.store(word ^ word >> 32 | 0xf, core::sync::atomic::Ordering::Relaxed);
+                    // Each byte may be a state, and kind 10 is none.
+                    let garbage = (word ^ word >> 32) & !0x0f0f_0f0f_0f0f_0f0f | 0x0a0a_0a0a_0a0a_0a0a;
+                    at.store(garbage, core::sync::atomic::Ordering::Relaxed);
                 }
             }
             written::made(first);

@@ -38,7 +38,8 @@ use core::ptr::NonNull;
 
 use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId, ZoneType};
-use crate::page::Page;
+use crate::free_area::FreeArea;
+use crate::page::{Page, PageRef, part_of};
 use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -332,21 +333,35 @@ impl Sparse {
     /// # Panics
     /// When the section has no initialised memmap.
     #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &Page {
+    pub(crate) fn page(&self, pfn: Pfn) -> PageRef<'_> {
         self.page_and_section(pfn).0
+    }
+
+    /// The free buddy blocks of the pageblock of `pfn`.
+    ///
+    /// # Panics
+    /// When the section has no initialised memmap.
+    #[inline]
+    pub(crate) fn area(&self, pfn: Pfn) -> FreeArea<'_> {
+        let Some(pages) = self.pages(pfn.section()) else { no_page(pfn) };
+        pages.area(pfn.pageblock())
     }
 
     /// As [`page`](Self::page), and its section.
     #[inline]
-    pub(crate) fn page_and_section(&self, pfn: Pfn) -> (&Page, &Section) {
+    pub(crate) fn page_and_section(&self, pfn: Pfn) -> (PageRef<'_>, &Section) {
         let section = match self.section(pfn.section()) {
             Some(section) if section.has_pages() => section,
             _ => no_page(pfn),
         };
-        // SAFETY: the section is in the table, so the offset lies in the window. `has_pages` read a state
-        // beyond Absent, so the memmap is mapped (point 1 of the header; contract of `Platform`), and stays
-        // so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
-        (unsafe { self.window.add(pfn.get() as usize).as_ref() }, section)
+        let in_section = pfn.in_section();
+        let first = pfn.get() as usize - in_section;
+        // SAFETY: the section is in the table, so both offsets lie in the window: `part_of` stays in the section.
+        // `has_pages` read a state beyond Absent, so the memmap is mapped (point 1 of the header; contract of
+        // `Platform`), and stays so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
+        let [page, part] = [in_section, part_of(in_section)]
+            .map(|index| unsafe { self.window.add(first + index).as_ref() });
+        (PageRef::new(page, part, in_section), section)
     }
 
     /// The pages of section `nr`, if it has any that can be looked at.
@@ -366,7 +381,7 @@ impl Sparse {
 
     /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
     /// frames.
-    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<&Page> {
+    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<PageRef<'_>> {
         Some(self.online_pages(pfn.section())?.page(pfn))
     }
 

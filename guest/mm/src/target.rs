@@ -143,7 +143,7 @@ impl<'m, P: Platform> Targets<'m, P> {
                 }
                 let block = zone.remove(FreeBlock::new(pages, pfn, state.order(), mt));
                 let block = zone.split_to(block, order);
-                return Some(zone.allocate_pages(block, Holder::Unclaimed.word()));
+                return Some(zone.allocate_pages(block, Holder::Unclaimed));
             }
             // Every buddy block that begins in between is smaller.
             pfn = pfn.add(state.order().max(STEP).pages());

@@ -14,7 +14,7 @@ use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId};
-use crate::page::{HolderWord, Kind, Link, Page, PageState};
+use crate::page::{HeldBy, Kind, Link, PageRef, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::Sparse;
@@ -23,10 +23,10 @@ use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, ZoneGuard};
 use crate::zonelist::Zonelist;
 
-/// The state of a buddy block of `order` on a per-CPU list of `zone`.
+/// The state of a buddy block of `order` on a per-CPU list.
 #[inline]
-pub(crate) const fn listed(order: Order, zone: ZoneId) -> PageState {
-    PageState::new(Kind::Pcp, order, zone)
+pub(crate) const fn listed(order: Order) -> PageState {
+    PageState::new(Kind::Pcp, order)
 }
 
 /// The list of a zone that a buddy block belongs on.
@@ -34,18 +34,17 @@ pub(crate) const fn listed(order: Order, zone: ZoneId) -> PageState {
 pub(crate) struct ListOf {
     pub(crate) order: Order,
     pub(crate) mt: MigrateType,
-    pub(crate) zone: ZoneId,
 }
 
 /// Steps on a list. The caller has the right to the lists.
 impl PcpZone {
     /// Puts the buddy block with head `page` on a list. Returns the buddy blocks of its order.
     #[inline(always)]
-    pub(crate) fn push(&self, page: &Page, pfn: Pfn, ListOf { order, mt, zone }: ListOf) -> u32 {
+    pub(crate) fn push(&self, page: PageRef<'_>, pfn: Pfn, ListOf { order, mt }: ListOf) -> u32 {
         let list = self.list(order);
         let first = &list.first[mt.index() & 1];
         page.set_next(first.get());
-        page.set_state(listed(order, zone));
+        page.set_state(listed(order));
         first.set(Link::to(pfn));
         let count = list.count() + 1;
         list.count.store(count, Relaxed);
@@ -55,18 +54,42 @@ impl PcpZone {
     /// Takes a buddy block off a list. The caller sets the state of its head. This is the check for a page that was
     /// overwritten on the list (Linux `check_new_page`).
     #[inline(always)]
-    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, &'s Page)> {
-        let ListOf { order, mt, zone } = of;
+    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, ListOf { order, mt }: ListOf) -> Option<(Pfn, PageRef<'s>)> {
         let list = self.list(order);
         let first = &list.first[mt.index() & 1];
-        let pfn = first.get().pfn()?;
-        let page = sparse.page(pfn);
-        if page.state() != listed(order, zone) {
-            bad_page(pfn, page.state(), listed(order, zone));
+        let (pfn, page) = match first.get().pfn() {
+            Some(pfn) => {
+                let page = sparse.page(pfn);
+                first.set(page.next());
+                (pfn, page)
+            }
+            None if order == Order::PAGE => {
+                let pfn = self.runs[mt.index() & 1].take()?;
+                (pfn, sparse.page(pfn))
+            }
+            None => return None,
+        };
+        if page.state() != listed(order) {
+            bad_page(pfn, page.state(), listed(order));
         }
-        first.set(page.next());
         list.count.store(list.count() - 1, Relaxed);
         Some((pfn, page))
+    }
+
+    /// Puts the pages of `block` on the list of single pages of type `mt`: as its run when it has none.
+    fn push_pages(&self, block: &FreeBlock<'_>, mt: MigrateType) {
+        let (pages, run) = (block.section_pages(), &self.runs[mt.index() & 1]);
+        if run.left.load(Relaxed) > 0 {
+            // The first page comes to the head of the list, and is used first.
+            let of = ListOf { order: Order::PAGE, mt };
+            (0..block.order().pages()).rev().map(|page| block.pfn().add(page)).for_each(|pfn| {
+                self.push(pages.page(pfn), pfn, of);
+            });
+            return;
+        }
+        block.frames().frames().for_each(|pfn| pages.page(pfn).set_state(listed(Order::PAGE)));
+        run.set(block.frames());
+        self.pages.count.store(self.pages.count() + block.order().pages(), Relaxed);
     }
 
     /// Moves up to `blocks` buddy blocks of `order` to the buddy allocator (Linux `free_pcppages_bulk`).
@@ -75,7 +98,7 @@ impl PcpZone {
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
         let mut guard = mm.lock_zone(zone);
         for _ in 0..blocks {
-            let of = |mt| ListOf { order, mt, zone };
+            let of = |mt| ListOf { order, mt };
             let Some((pfn, _)) = self
                 .pop(&mm.sparse, of(MigrateType::Movable))
                 .or_else(|| self.pop(&mm.sparse, of(MigrateType::Unmovable)))
@@ -93,12 +116,21 @@ impl PcpZone {
 }
 
 impl<'m> ZoneGuard<'m> {
-    /// Takes a run of at most `most` pages of type `mt` off the free lists. It is as long as the smallest free buddy
-    /// block is, so that no more is split than needed.
+    /// Takes a buddy block of at most `most` pages for pages of type `mt` off the free lists: the lowest one of the first
+    /// pageblock whose largest free buddy block is the smallest, or a part of it.
     fn rmqueue_run(&mut self, mt: MigrateType, most: u32) -> Option<FreeBlock<'m>> {
         let longest = Order::new(most.ilog2() as u8);
-        let order = self.smallest(Order::PAGE, mt).unwrap_or(Order::PAGE).min(longest);
-        self.rmqueue(order, mt)
+        if let Some(list) = self.smallest(Order::PAGE, mt)
+            && list < Order::PAGEBLOCK
+            && let Some(first) = self.first(list, mt)
+        {
+            let pages = self.section_pages(first);
+            let (index, state) = pages.area(first.pageblock()).lowest()?;
+            let block = self.remove(FreeBlock::new(pages, first.add(index), state.order(), mt));
+            let order = state.order().min(longest);
+            return Some(self.split_to(block, order));
+        }
+        self.rmqueue(if self.smallest(Order::PAGE, mt).is_some() { longest } else { Order::PAGE }, mt)
     }
 }
 
@@ -125,9 +157,9 @@ impl<P: Platform> Mm<P> {
 
     /// Frees a buddy block to this CPU's lists. False when they do not keep it: then it must go to the buddy allocator.
     #[inline(always)]
-    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, of: ListOf) -> bool {
+    pub(crate) fn free_to_pcp(&self, page: PageRef<'_>, pfn: Pfn, zone: ZoneId, of: ListOf) -> bool {
         let cpu = self.own_cpu();
-        let Some(lists) = cpu.lists(of.zone).filter(|lists| lists.keeps(of.order)) else { return false };
+        let Some(lists) = cpu.lists(zone).filter(|lists| lists.keeps(of.order)) else { return false };
         lists.free(page, pfn, of.order, of.mt);
         true
     }
@@ -202,22 +234,21 @@ impl<P: Platform> PcpOwner<'_, P> {
 
     /// Takes a buddy block of `order` and type `mt` and makes it an allocated one.
     #[inline(always)]
-    pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HolderWord) -> Option<Pfn> {
-        let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt, zone: self.zone })?;
-        page.set_holder(holder);
-        page.set_state(PageState::new(Kind::Allocated, order, self.zone));
+    pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HeldBy) -> Option<Pfn> {
+        let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt })?;
+        page.set_state(PageState::held(order, holder));
         Some(pfn)
     }
 
     /// Frees a buddy block to the list of its `order` and type `mt`, and flushes a batch when there are too many.
     #[inline(always)]
-    pub(crate) fn free(&self, page: &Page, pfn: Pfn, order: Order, mt: MigrateType) {
+    pub(crate) fn free(&self, page: PageRef<'_>, pfn: Pfn, order: Order, mt: MigrateType) {
         let limits = self.limits;
         let (too_many, batch) = match order {
             Order::PAGE => (limits.high, limits.batch.into()),
             _ => (u32::from(limits.large) + 1, limits.large_batch()),
         };
-        if self.pcp.push(page, pfn, ListOf { order, mt, zone: self.zone }) >= too_many {
+        if self.pcp.push(page, pfn, ListOf { order, mt }) >= too_many {
             self.pcp.flush(self.mm, self.zone, order, batch);
         }
     }
@@ -225,19 +256,16 @@ impl<P: Platform> PcpOwner<'_, P> {
     /// Moves buddy blocks of `order` and type `mt` from the buddy allocator to the list, as many as a refill brings
     /// (Linux `rmqueue_bulk`, `nr_pcp_alloc`).
     pub(crate) fn refill(&self, order: Order, mt: MigrateType) {
-        let of = ListOf { order, mt, zone: self.zone };
+        let of = ListOf { order, mt };
         let mut zone = self.mm.lock_zone(self.zone);
         if order == Order::PAGE {
-            let mut left = u32::from(self.limits.batch);
+            // Linux brings one page less: a batch is one below a power of two.
+            let mut left = (u32::from(self.limits.batch) + 1).max(1);
             while left > 0
-                && let Some(run) = zone.rmqueue_run(mt, left)
+                && let Some(block) = zone.rmqueue_run(mt, left)
             {
-                left -= run.order().pages();
-                // The first page of the run comes to the head of the list, and is used first.
-                for page in (0..run.order().pages()).rev() {
-                    let pfn = run.pfn().add(page);
-                    self.pcp.push(run.section_pages().page(pfn), pfn, of);
-                }
+                left -= block.order().pages();
+                self.pcp.push_pages(&block, mt);
             }
         } else {
             for _ in 0..self.limits.large_batch() {

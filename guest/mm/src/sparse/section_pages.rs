@@ -6,11 +6,14 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
+use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn, SECTION_PAGES, SectionNr};
+use crate::free_area::FreeArea;
 #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
 use crate::page::Kind;
-use crate::page::{Page, PageState};
+use crate::page::{PARTS, Page, PageRef, PageState, part_of};
 use crate::sparse::Section;
+#[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+use crate::sync::one_step;
 
 /// The pages of one section. The section was checked when this was made: a look-up checks nothing.
 #[derive(Clone, Copy)]
@@ -23,32 +26,47 @@ pub(crate) struct SectionPages<'s> {
 impl<'s> SectionPages<'s> {
     /// The page of `pfn`, which is in this section.
     #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
-        &self.pages[pfn.in_section()]
+    pub(crate) fn page(&self, pfn: Pfn) -> PageRef<'s> {
+        let index = pfn.in_section();
+        PageRef::new(&self.pages[index], &self.pages[part_of(index)], index)
     }
 
-    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
-        self.pages
+    /// The struct pages of pageblock `pageblock` that have its states.
+    #[inline]
+    pub(crate) fn parts(&self, pageblock: u32) -> &'s [Page; PARTS] {
+        let first = part_of((pageblock << PAGEBLOCK_ORDER) as usize % self.pages.len());
+        let parts = self.pages[first..].first_chunk();
+        parts.expect("the states of a pageblock lie in its own struct pages")
+    }
+
+    /// The struct pages of pageblock `pageblock`.
+    pub(crate) fn pageblock(&self, pageblock: u32) -> &'s [Page] {
+        let first = (pageblock << PAGEBLOCK_ORDER) as usize;
+        &self.pages[first..first + PAGEBLOCK_PAGES as usize]
+    }
+
+    /// The free buddy blocks of pageblock `pageblock`.
+    #[inline]
+    pub(crate) fn area(&self, pageblock: u32) -> FreeArea<'s> {
+        FreeArea::new(self.parts(pageblock))
+    }
+
+    /// The states of pageblock `pageblock`, ascending.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn states(&self, pageblock: u32) -> impl Iterator<Item = PageState> + use<'s> {
+        self.parts(pageblock).iter().flat_map(Page::states)
     }
 
     /// Checks that every page means something: it was written for the section's zone, or the memmap is known to be
     /// zero where it was not.
     #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
     pub(super) fn assert_initialised(&self) {
-        let zone = self.section.zone();
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let chunks = self.pages.chunks_exact(64).zip(self.nr.frames().frames().step_by(64));
-        // Nearly all pages are tails.
-        let others = chunks.filter(|(chunk, _)| !PageState::all_tails(chunk, tail, self.section.is_sparse()));
-        for (page, pfn) in
-            others.flat_map(|(chunk, first)| chunk.iter().zip((0..).map(move |at| first.add(at))))
-        {
-            let state = page.state();
-            let is_known = match state.kind() {
-                Kind::Uninit => self.section.is_sparse(),
-                _ => state.zone() == zone,
-            };
-            assert!(is_known, "{pfn:?} of a section that is called initialised is {state:?}");
+        if self.section.is_sparse() {
+            return;
+        }
+        for pageblock in 0..crate::SECTION_PAGEBLOCKS {
+            let states = one_step(|| self.states(pageblock).position(|state| state.kind() == Kind::Uninit));
+            assert_eq!(states, None, "page of pageblock {pageblock} of {:?}, which is called initialised, was not written", self.nr);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::{FreeLists, Place};
 use crate::lock::Guard;
-use crate::page::{HolderWord, Kind, PageState};
+use crate::page::Holder;
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 use crate::sync::Ordering::Relaxed;
@@ -74,6 +74,11 @@ impl<'m> ZoneGuard<'m> {
         self.lists.rotate_to(self.sparse, order, mt, pfn);
     }
 
+    /// See [`FreeLists::retype`].
+    pub(crate) fn retype(&mut self, pageblock: Pfn, from: MigrateType, to: MigrateType) {
+        self.lists.retype(self.sparse, pageblock, from, to);
+    }
+
     /// See [`FreeLists::append_largest`].
     pub(crate) fn append_largest(&mut self, pages: SectionPages<'_>, range: PfnRange, mt: MigrateType) {
         self.lists.append_largest(self.sparse, pages, range, mt);
@@ -82,20 +87,16 @@ impl<'m> ZoneGuard<'m> {
     /// Makes `block`, which is on no list, an allocated one. Its pages are not free for any walk that
     /// takes the zone lock later.
     #[inline]
-    pub(crate) fn allocate(&self, block: FreeBlock<'_>, holder: HolderWord) -> Pfn {
-        let head = block.head();
-        head.set_holder(holder);
-        head.set_state(PageState::new(Kind::Allocated, block.order(), self.zone()));
+    pub(crate) fn allocate(&self, block: FreeBlock<'_>, holder: Holder) -> Pfn {
+        block.head().hold(block.order(), holder);
         block.pfn()
     }
 
     /// Makes the pages of `block`, which is on no list, allocated single pages.
-    pub(crate) fn allocate_pages(&self, block: FreeBlock<'_>, holder: HolderWord) -> PfnRange {
+    pub(crate) fn allocate_pages(&self, block: FreeBlock<'_>, holder: Holder) -> PfnRange {
         let pages = block.section_pages();
         for offset in 0..block.order().pages() {
-            let page = pages.page(block.pfn().add(offset));
-            page.set_holder(holder);
-            page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.zone()));
+            pages.page(block.pfn().add(offset)).hold(Order::PAGE, holder);
         }
         block.frames()
     }
