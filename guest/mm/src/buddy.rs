@@ -19,21 +19,40 @@ use crate::zone::ZoneGuard;
 impl<'m> ZoneGuard<'m> {
     /// Frees the buddy block of `order` at `pfn`, merging it with its buddies as far as they are free
     /// (Linux `__free_one_page`). The page's state is anything but `Free`.
+    #[inline(always)]
     pub(crate) fn free_and_merge(&mut self, pages: SectionPages<'_>, pfn: Pfn, order: Order, place: Place) {
+        let block = FreeBlock::of_pageblock(pages, pfn, order);
+        if order >= Order::PAGEBLOCK {
+            return self.free_pageblocks(block, place);
+        }
+        block.head().set_state(PageState::new(Kind::Tail, Order::PAGE));
+        if self.give(&block, place) {
+            self.free_pageblocks(block.whole_pageblock(), place);
+        }
+    }
+
+    /// Frees the single pages of `bits` in the aligned range of 64 pages from `pfn` on, which are tails.
+    pub(crate) fn free_some(&mut self, pages: SectionPages<'_>, pfn: Pfn, bits: u64) {
+        let block = FreeBlock::of_pageblock(pages, pfn, Order::PAGE);
+        if self.give_some(&block, bits) {
+            self.free_pageblocks(block.whole_pageblock(), Place::Head);
+        }
+    }
+
+    /// Frees `block`, a pageblock or more, and merges it with its buddies.
+    #[inline(never)]
+    fn free_pageblocks(&mut self, block: FreeBlock<'_>, place: Place) {
+        let (pages, mt) = (block.section_pages(), block.migrate_type());
         let flags = &pages.section().pageblocks;
-        let mut block = FreeBlock::of_pageblock(pages, pfn, order);
-        let mt = block.migrate_type();
+        let mut block = block;
         while block.order() < Order::MAX {
             let buddy = block.pfn().buddy(block.order());
             if !pages.page(buddy).state().is(Kind::Free, block.order()) {
                 break;
             }
-            let mut buddy_mt = mt;
-            if block.order() >= Order::PAGEBLOCK {
-                buddy_mt = flags.migrate_type(buddy.pageblock());
-                if (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate) {
-                    break;
-                }
+            let buddy_mt = flags.migrate_type(buddy.pageblock());
+            if (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate) {
+                break;
             }
             let buddy = self.remove(FreeBlock::new(pages, buddy, block.order(), buddy_mt));
             if buddy_mt != mt {
@@ -71,10 +90,15 @@ impl<'m> ZoneGuard<'m> {
         self.free_and_merge(pages, first, Order::PAGEBLOCK, Place::Tail);
     }
 
-    /// Keeps the first 2^`to` pages of `block`, which is on no list, and frees the rest (Linux `expand`).
+    /// Keeps the first 2^`to` pages of `block`, which is not free any more, and frees the rest (Linux `expand`). The
+    /// caller gives the first page its state.
     #[inline]
     pub(crate) fn split_to<'s>(&mut self, block: FreeBlock<'s>, to: Order) -> FreeBlock<'s> {
         let mut kept = block;
+        if to < Order::PAGEBLOCK && kept.order() >= Order::PAGEBLOCK {
+            // From now on the pages of the pageblock are free by their bits.
+            kept.head().set_state(PageState::new(Kind::Tail, Order::PAGE));
+        }
         while kept.order() > to {
             let (lower, upper) = kept.split();
             self.insert(upper, Place::Head);
@@ -83,8 +107,8 @@ impl<'m> ZoneGuard<'m> {
         kept
     }
 
-    /// Takes the smallest free buddy block of at least `order` off the first pageblock on the list of `list` and type
-    /// `mt`. `list` is at least `order`.
+    /// Takes the first buddy block of `order` off the first pageblock on the list of `list`, at least `order`, and type
+    /// `mt`; from the order of a pageblock on, the one of the order of the list.
     #[inline]
     pub(crate) fn take_first(&mut self, list: Order, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
         let first = self.first(list, mt)?;
@@ -92,10 +116,9 @@ impl<'m> ZoneGuard<'m> {
         if list >= Order::PAGEBLOCK {
             return Some(self.remove(FreeBlock::new(pages, first, list, mt)));
         }
-        let area = pages.area(first.pageblock());
-        let order = area.smallest(order)?;
-        let pfn = first.add(area.find(order)?);
-        Some(self.remove(FreeBlock::new(pages, pfn, order, mt)))
+        let index = pages.area(first.pageblock()).find(order);
+        let index = index.unwrap_or_else(|| panic!("{first:?} on the list of {list:?} has no free {order:?}"));
+        Some(self.remove(FreeBlock::new(pages, first.add(index), order, mt)))
     }
 
     /// Splits the free block of the largest order that covers pageblock `pageblock`, if there is one,

@@ -120,7 +120,7 @@ impl<P: Platform> Mm<P> {
 fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
     for (pfn, page, order) in lists.iter() {
-        assert_eq!(page.state(), listed(order), "{pfn:?} on a per-CPU list");
+        assert!(page.state() == listed(order) || page.state().is_tail(), "{pfn:?} on a per-CPU list");
         count += order.pages();
     }
     assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
@@ -135,7 +135,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     let mut tails = tails::Tails::new(pages);
     let mut pfn = frames.start();
     while pfn < frames.end() {
-        let state = pages.page(pfn).state();
+        let state = pages.block(pfn);
         let (kind, order) = (state.kind(), state.order());
         let block = u64::from(order.pages());
         assert!(pfn.is_aligned(order), "{pfn:?} is no place for {state:?}");
@@ -201,68 +201,51 @@ fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
         let buddy = pfn.buddy(order);
         let buddy_mt = flags.migrate_type(buddy.pageblock());
         let apart = (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate);
-        let both_free = pages.page(buddy).state().is(Kind::Free, order);
+        let both_free = order >= Order::PAGEBLOCK && pages.page(buddy).state().is(Kind::Free, order);
         assert!(apart || !both_free, "{pfn:?} and {buddy:?}, order {order:?}, are both free");
     }
     mt
 }
 
 impl FreeLists {
-    /// Follows every list and compares it with its pageblocks, and the counts with the free buddy blocks there.
+    /// Follows every list and compares it with its pageblocks.
     fn check_lists(&self, sparse: &crate::Sparse) {
-        let mut free = [[0; MigrateType::COUNT]; Order::COUNT];
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
+            let mut pages = 0;
             for order in (0..Order::COUNT as u8).map(Order::new) {
                 let (mut len, mut unreported) = (0, 0);
                 let mut before = None;
                 let mut at = self.first(order, mt);
                 while let Some(pfn) = at {
                     let area = sparse.area(pfn);
-                    assert_eq!(area.largest(), Some(order), "{pfn:?} on the list of {order:?}, {mt:?}");
-                    check_area(area, sparse.page(pfn).state(), pfn);
+                    assert_eq!(area.words().list(), Some(order), "list of {pfn:?} on the list of {order:?}, {mt:?}");
+                    pages += u64::from(check_area(area, sparse.page(pfn).state(), pfn));
                     unreported += u32::from(!sparse.page(pfn).state().is_reported());
-                    assert_eq!(area.before().pfn(), before, "link back from {pfn:?}");
+                    assert_eq!(area.words().before().pfn(), before, "link back from {pfn:?}");
                     let section = sparse.section(pfn.section()).map(section_type(pfn));
                     assert_eq!(section, Some(mt), "type of the pageblock of {pfn:?}");
-                    for order in (0..Order::COUNT as u8).map(Order::new) {
-                        free[order.index()][mt.index()] += area.blocks(order);
-                    }
-                    (before, at) = (Some(pfn), area.after().pfn());
+                    (before, at) = (Some(pfn), area.words().after().pfn());
                     len += 1;
                 }
                 assert_eq!(len, self.len(order, mt), "{order:?}, {mt:?}: list");
-                if order >= Order::PAGEBLOCK {
-                    assert_eq!(unreported, self.unreported(order, mt), "{order:?}, {mt:?}: unreported");
-                }
+                assert_eq!(unreported, self.unreported(order, mt), "{order:?}, {mt:?}: unreported");
                 assert_eq!(before, self.last(order, mt), "{order:?}, {mt:?}: end of the list");
                 assert_eq!(self.smallest(order, mt) == Some(order), len > 0, "{order:?}, {mt:?}: bit");
             }
-        }
-        assert_eq!(self.free_blocks(), free, "{:?}: free blocks of all orders and types", self.zone());
-        for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
-            let pages = (0..Order::COUNT as u8).map(Order::new);
-            let pages = pages.map(|order| u64::from(free[order.index()][mt.index()] * order.pages()));
-            assert_eq!(pages.sum::<u64>(), self.pages(mt), "{:?}: pages of {mt:?}", self.zone());
+            assert_eq!(pages, self.pages(mt), "{:?}: pages on lists of {mt:?}", self.zone());
         }
     }
 }
 
-/// Checks the words of a pageblock that is on a list. `first` is the state of its first page, `pfn`.
-fn check_area(area: FreeArea<'_>, first: PageState, pfn: Pfn) {
-    let mut blocks = [0; Order::COUNT];
-    for (index, state) in area.heads() {
-        let is_head = state.kind() == Kind::Free && state.order() < Order::PAGEBLOCK && !state.is_reported();
-        assert!(is_head, "{:?} is the head of a free block, and is {state:?}", pfn.add(index));
-        blocks[state.order().index()] += 1;
+/// Checks the words of a pageblock that is on a list, and returns its free pages. `first` is the state of its first
+/// page, `pfn`.
+fn check_area(area: FreeArea<'_>, first: PageState, pfn: Pfn) -> u32 {
+    if first.kind() == Kind::Free {
+        assert_eq!((area.words().list(), area.pages()), (Some(first.order()), 0), "list and bits of free {pfn:?}");
+        return first.order().pages();
     }
-    if first.kind() == Kind::Free && first.order() >= Order::PAGEBLOCK {
-        blocks[first.order().index()] += 1;
-    }
-    for order in (0..Order::COUNT as u8).map(Order::new) {
-        let found = (area.blocks(order), area.smallest(order) == Some(order));
-        let expected = (blocks[order.index()], blocks[order.index()] > 0);
-        assert_eq!(found, expected, "free blocks of {order:?} in the pageblock of {pfn:?}");
-    }
+    assert_eq!(area.words().list(), area.largest(), "list of {pfn:?}, its largest free block");
+    area.pages()
 }
 
 fn section_type(pfn: Pfn) -> impl Fn(&Section) -> MigrateType {

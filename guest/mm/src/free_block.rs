@@ -101,6 +101,11 @@ impl<'s> FreeBlock<'s> {
         (Self { pfn: self.pfn.min(buddy), order: self.order.up(), ..self }, upper)
     }
 
+    /// The pageblock that it lies in.
+    pub(crate) fn whole_pageblock(&self) -> Self {
+        Self { pfn: self.pfn.align_down(Order::PAGEBLOCK), order: Order::PAGEBLOCK, ..*self }
+    }
+
     /// The same buddy block as one of type `mt`.
     pub(crate) fn retyped(self, mt: MigrateType) -> Self {
         Self { mt, ..self }

@@ -2,20 +2,19 @@
 //!
 //! Mirrors Linux `struct free_area` and the steps on one list of `mm/page_alloc.c` (`__add_to_free_list`,
 //! `__del_page_from_free_list`). Differs from Linux on purpose: what is on a list is a pageblock, and it is on the list
-//! of its largest free buddy block ([`FreeArea`](crate::free_area::FreeArea)). So a request is served from the
-//! pageblock whose largest free buddy block is the smallest that will do, and pageblocks that are nearly whole are
-//! broken last. Links are frame numbers, so that they take half the room of pointers.
+//! of its largest free buddy block. So a request is served from the pageblock whose largest free buddy block is the
+//! smallest that will do, and pageblocks that are nearly whole are broken last. Buddy blocks below the order of a
+//! pageblock are bits ([`FreeArea`]). Links are frame numbers, so that they take half the room of pointers.
 //!
-//! Invariants, under the zone lock: a pageblock is on one list exactly when a free buddy block begins in it; all its
-//! free buddy blocks are of the list's type; `nonempty` says which lists have a pageblock; `blocks` and a section's
-//! count of free pages count the free buddy blocks of all types; `reported` counts the buddy blocks whose pages say that
-//! they are reported.
+//! Invariants, under the zone lock: a pageblock is on one list exactly when it has free pages and is not the upper half
+//! of a free buddy block; all its free pages are of the list's type; `nonempty` says which lists have a pageblock;
+//! `pages` and a section's count of free pages count the free pages of all types; `reported` counts the buddy blocks
+//! whose pages say that they are reported.
 
 use crate::addr::{Order, Pfn, PfnRange};
-use crate::free_area::FreeArea;
 use crate::free_block::FreeBlock;
 use crate::node::ZoneId;
-use crate::page::{Kind, Link, PageState};
+use crate::page::{AreaWords, Kind, Link, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 
@@ -41,8 +40,6 @@ struct FreeList {
 /// The free blocks of one zone.
 pub(crate) struct FreeLists {
     lists: [[FreeList; Order::COUNT]; MigrateType::COUNT],
-    /// Free buddy blocks of each type and order.
-    blocks: [[u32; Order::COUNT]; MigrateType::COUNT],
     /// Bit `order` of a type's word: that list is not empty.
     nonempty: [u32; MigrateType::COUNT],
     /// Pages on the lists of each type.
@@ -57,7 +54,6 @@ impl FreeLists {
         let empty = FreeList { first: Link::NONE, last: Link::NONE, len: 0 };
         Self {
             lists: [[empty; Order::COUNT]; MigrateType::COUNT],
-            blocks: [[0; Order::COUNT]; MigrateType::COUNT],
             nonempty: [0; MigrateType::COUNT],
             pages: [0; MigrateType::COUNT],
             reported: [[0; REPORTED_ORDERS]; MigrateType::COUNT],
@@ -87,9 +83,25 @@ impl FreeLists {
         self.pages[mt.index()]
     }
 
-    /// Number of buddy blocks by order and migrate type.
-    pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        core::array::from_fn(|order| core::array::from_fn(|mt| self.blocks[mt][order]))
+    /// Number of buddy blocks by order and migrate type. Looks at each pageblock that is free in part.
+    pub(crate) fn free_blocks(&self, sparse: &Sparse) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
+        let mut blocks = [[0; MigrateType::COUNT]; Order::COUNT];
+        for (mt, lists) in self.lists.iter().enumerate() {
+            let (parts, whole) = lists.split_at(Order::PAGEBLOCK.index());
+            for (list, blocks) in whole.iter().zip(&mut blocks[Order::PAGEBLOCK.index()..]) {
+                blocks[mt] = list.len;
+            }
+            for list in parts {
+                let mut at = list.first;
+                while let Some(pfn) = at.pfn() {
+                    let area = sparse.area(pfn);
+                    let of_area = area.blocks().into_iter().zip(&mut blocks);
+                    of_area.for_each(|(count, blocks)| blocks[mt] += count);
+                    at = area.words().after();
+                }
+            }
+        }
+        blocks
     }
 
     /// Smallest order of at least `order` on whose list of type `mt` a pageblock is.
@@ -122,65 +134,111 @@ impl FreeLists {
         self.lists[mt.index()][order.index()].len
     }
 
-    /// Makes `block`, whose pages are not free, a free buddy block.
+    /// Puts `block`, a pageblock or more whose pages are not free, on its list.
     #[inline]
     pub(crate) fn insert(&mut self, sparse: &Sparse, block: FreeBlock<'_>, place: Place) {
-        let (order, mt, area) = (block.order(), block.migrate_type(), block.area());
-        let before = area.largest();
-        self.count(&block, 1);
-        area.add(block.pfn().in_pageblock(), order);
+        let order = block.order();
+        assert!(order >= Order::PAGEBLOCK, "{order:?} is free by its bits");
+        self.count(&block, order.pages().into());
+        self.link(sparse, block.head().words(), block.pfn(), order, block.migrate_type(), place);
         block.head().set_state(PageState::new(Kind::Free, order));
-        if before < Some(order) {
-            let pageblock = block.pfn().align_down(Order::PAGEBLOCK);
-            if let Some(before) = before {
-                self.unlink(sparse, area, pageblock, before, mt);
-            }
-            self.link(sparse, area, pageblock, order, mt, place);
-        }
     }
 
-    /// Takes the free buddy block `block` off the lists. Every page that leaves them passes through this
-    /// function, so it checks that the buddy block was not overwritten while it was free (Linux `check_new_page`,
+    /// Makes `block`, smaller than a pageblock, free. The state of its head is a tail's. True when all pages of the
+    /// pageblock were free then: none of them is now, and the caller frees the pageblock.
+    #[inline(always)]
+    pub(crate) fn give(&mut self, sparse: &Sparse, block: &FreeBlock<'_>, place: Place) -> bool {
+        let larger = block.area().give(block.pfn().in_pageblock(), block.order());
+        self.count(block, block.order().pages().into());
+        larger.is_some() && self.relist(sparse, block, larger, place)
+    }
+
+    /// Makes single pages free: those of `bits` in the aligned range of 64 pages whose first page is `block`. Otherwise
+    /// as [`give`](Self::give).
+    pub(crate) fn give_some(&mut self, sparse: &Sparse, block: &FreeBlock<'_>, bits: u64) -> bool {
+        let area = block.area();
+        area.give_some(block.pfn().in_pageblock(), bits);
+        self.count(block, bits.count_ones().into());
+        self.relist(sparse, block, area.largest(), Place::Head)
+    }
+
+    /// Takes `block`, smaller than a pageblock, which is free by its bits.
+    #[inline(never)]
+    pub(crate) fn take(&mut self, sparse: &Sparse, block: &FreeBlock<'_>) {
+        let (area, state) = (block.area(), block.head().state());
+        if !state.is_tail() {
+            unusual_block(block.pfn(), state, PageState::new(Kind::Tail, Order::PAGE));
+        }
+        area.take(block.pfn().in_pageblock(), block.order());
+        self.count(block, -i64::from(block.order().pages()));
+        self.relist(sparse, block, area.largest(), Place::Head);
+    }
+
+    /// Takes the lowest free pages of the pageblock that `block` begins, all of one aligned range of 64: the first page
+    /// of the range, and a bit for each.
+    #[inline]
+    pub(crate) fn take_lowest(&mut self, sparse: &Sparse, block: &FreeBlock<'_>) -> Option<(Pfn, u64)> {
+        let area = block.area();
+        let (index, bits) = area.take_lowest()?;
+        self.count(block, -i64::from(bits.count_ones()));
+        self.relist(sparse, block, area.largest(), Place::Head);
+        Some((block.pfn().add(index), bits))
+    }
+
+    /// Puts the pageblock of `block` on the list of its `largest` free buddy block. When that is the pageblock, takes
+    /// all of its pages instead, and returns true.
+    #[inline(never)]
+    fn relist(&mut self, sparse: &Sparse, block: &FreeBlock<'_>, largest: Option<Order>, place: Place) -> bool {
+        let (area, mt) = (block.area(), block.migrate_type());
+        let (pageblock, words) = (block.pfn().align_down(Order::PAGEBLOCK), area.words());
+        let before = words.list();
+        let is_whole = largest == Some(Order::PAGEBLOCK);
+        let list = largest.filter(|_| !is_whole);
+        if list != before {
+            if let Some(before) = before {
+                self.unlink(sparse, words, pageblock, before, mt);
+            }
+            if let Some(list) = list {
+                self.link(sparse, words, pageblock, list, mt, place);
+            }
+        }
+        if is_whole {
+            area.clear();
+            self.count(block, -i64::from(Order::PAGEBLOCK.pages()));
+        }
+        is_whole
+    }
+
+    /// Takes the free buddy block `block`, a pageblock or more, off its list. Every such block that leaves the lists
+    /// passes through this function, so it checks that it was not overwritten while it was free (Linux `check_new_page`,
     /// and the checks of `list_del`; Linux leaves such a page out and takes the next one).
     #[inline]
     pub(crate) fn remove<'s>(&mut self, sparse: &Sparse, block: FreeBlock<'s>) -> FreeBlock<'s> {
-        let (order, mt, area) = (block.order(), block.migrate_type(), block.area());
+        let (order, mt) = (block.order(), block.migrate_type());
         let state = block.head().state();
         if state != PageState::new(Kind::Free, order) {
             unusual_block(block.pfn(), state, PageState::new(Kind::Free, order));
             self.reported[mt.index()][order.index() - Order::PAGEBLOCK.index()] -= 1;
         }
-        let before = area.largest();
-        area.remove(block.pfn().in_pageblock(), order);
-        let after = area.largest();
-        if after != before {
-            let pageblock = block.pfn().align_down(Order::PAGEBLOCK);
-            self.unlink(sparse, area, pageblock, order, mt);
-            if let Some(after) = after {
-                self.link(sparse, area, pageblock, after, mt, Place::Head);
-            }
-        }
-        self.count(&block, -1);
+        self.unlink(sparse, block.head().words(), block.pfn(), order, mt);
+        self.count(&block, -i64::from(order.pages()));
         block
     }
 
-    /// Counts `block` as one more free buddy block, or as one less.
+    /// Counts `pages` more free pages of the type and the section of `block`; fewer when it is negative.
     #[inline]
-    fn count(&mut self, block: &FreeBlock<'_>, one: i32) {
-        let (order, mt) = (block.order(), block.migrate_type());
-        let pages = i64::from(order.pages()) * i64::from(one);
-        let blocks = &mut self.blocks[mt.index()][order.index()];
-        *blocks = blocks.wrapping_add_signed(one);
-        let of_type = &mut self.pages[mt.index()];
+    fn count(&mut self, block: &FreeBlock<'_>, pages: i64) {
+        let of_type = &mut self.pages[block.migrate_type().index() % MigrateType::COUNT];
         *of_type = of_type.wrapping_add_signed(pages);
         block.section_pages().section().add_free(pages as u64);
     }
 
     /// Puts `pageblock` on the list of `order`.
+    #[inline]
     fn link(
         &mut self,
         sparse: &Sparse,
-        area: FreeArea<'_>,
+        words: &AreaWords,
         pageblock: Pfn,
         order: Order,
         mt: MigrateType,
@@ -190,19 +248,19 @@ impl FreeLists {
         let list = &mut self.lists[mt.index()][order.index()];
         match place {
             Place::Head => {
-                area.set_before(Link::NONE);
-                area.set_after(list.first);
+                words.set_before(Link::NONE);
+                words.set_after(list.first);
                 match list.first.pfn() {
-                    Some(first) => sparse.area(first).set_before(link),
+                    Some(first) => sparse.page(first).words().set_before(link),
                     None => list.last = link,
                 }
                 list.first = link;
             }
             Place::Tail => {
-                area.set_after(Link::NONE);
-                area.set_before(list.last);
+                words.set_after(Link::NONE);
+                words.set_before(list.last);
                 match list.last.pfn() {
-                    Some(last) => sparse.area(last).set_after(link),
+                    Some(last) => sparse.page(last).words().set_after(link),
                     None => list.first = link,
                 }
                 list.last = link;
@@ -210,22 +268,24 @@ impl FreeLists {
         }
         list.len += 1;
         self.nonempty[mt.index()] |= 1 << order.get();
+        words.set_list(Some(order));
     }
 
     /// Takes `pageblock` off the list of `order`.
-    fn unlink(&mut self, sparse: &Sparse, area: FreeArea<'_>, pageblock: Pfn, order: Order, mt: MigrateType) {
+    #[inline]
+    fn unlink(&mut self, sparse: &Sparse, words: &AreaWords, pageblock: Pfn, order: Order, mt: MigrateType) {
         let list = &mut self.lists[mt.index()][order.index()];
-        let (before, after) = (area.before(), area.after());
+        let (before, after) = (words.before(), words.after());
         // The links of both neighbours are read while they are replaced, to compare them below.
         let (from_before, from_after);
-        match before.pfn().map(|pfn| sparse.area(pfn)) {
+        match before.pfn().map(|pfn| sparse.page(pfn).words()) {
             Some(of) => {
                 from_before = of.after();
                 of.set_after(after);
             }
             None => from_before = core::mem::replace(&mut list.first, after),
         }
-        match after.pfn().map(|pfn| sparse.area(pfn)) {
+        match after.pfn().map(|pfn| sparse.page(pfn).words()) {
             Some(of) => {
                 from_after = of.before();
                 of.set_before(before);
@@ -241,29 +301,24 @@ impl FreeLists {
         if list.first == Link::NONE {
             self.nonempty[mt.index()] &= !(1 << order.get());
         }
+        words.set_list(None);
     }
 
-    /// Moves all free buddy blocks of a pageblock from the lists of type `from` to those of type `to` (a part of Linux
-    /// `__move_freepages_block`). `pageblock` is its first page.
+    /// Moves the free pages of the pageblock from `pageblock` on from the lists of type `from` to those of type `to` (a part
+    /// of Linux `__move_freepages_block`).
     pub(crate) fn retype(&mut self, sparse: &Sparse, pageblock: Pfn, from: MigrateType, to: MigrateType) {
-        let area = sparse.area(pageblock);
-        let Some(largest) = area.largest() else { return };
-        let state = sparse.page(pageblock).state();
-        if state.is_reported() {
+        let page = sparse.page(pageblock);
+        let Some(list) = page.words().list() else { return };
+        self.unlink(sparse, page.words(), pageblock, list, from);
+        self.link(sparse, page.words(), pageblock, list, to, Place::Tail);
+        if page.state().is_reported() {
             // The host does not learn of what is isolated: it counts as not reported.
-            sparse.page(pageblock).set_state(state.unreported());
-            self.reported[from.index()][largest.index() - Order::PAGEBLOCK.index()] -= 1;
+            page.set_state(page.state().unreported());
+            self.reported[from.index()][list.index() - Order::PAGEBLOCK.index()] -= 1;
         }
-        self.unlink(sparse, area, pageblock, largest, from);
-        self.link(sparse, area, pageblock, largest, to, Place::Tail);
-        for order in (0..=largest.get()).map(Order::new) {
-            let blocks = area.blocks(order);
-            self.blocks[from.index()][order.index()] -= blocks;
-            self.blocks[to.index()][order.index()] += blocks;
-            let pages = u64::from(blocks) * u64::from(order.pages());
-            self.pages[from.index()] -= pages;
-            self.pages[to.index()] += pages;
-        }
+        let pages = if list < Order::PAGEBLOCK { sparse.area(pageblock).pages() } else { list.pages() };
+        self.pages[from.index()] -= u64::from(pages);
+        self.pages[to.index()] += u64::from(pages);
     }
 
     /// Notes that the host has taken the memory of the buddy block of `order` and type `mt` at `pfn` back. It is on its
@@ -283,15 +338,15 @@ impl FreeLists {
     /// Turns a list so that the buddy block at `pfn`, which is on it, comes first (Linux `list_rotate_to_front`).
     pub(crate) fn rotate_to(&mut self, sparse: &Sparse, order: Order, mt: MigrateType, pfn: Pfn) {
         let list = &mut self.lists[mt.index()][order.index()];
-        let area = sparse.area(pfn);
-        let (Some(before), Some(first), Some(last)) = (area.before().pfn(), list.first.pfn(), list.last.pfn())
+        let words = sparse.page(pfn).words();
+        let (Some(before), Some(first), Some(last)) = (words.before().pfn(), list.first.pfn(), list.last.pfn())
         else {
             return;
         };
-        sparse.area(last).set_after(Link::to(first));
-        sparse.area(first).set_before(Link::to(last));
-        sparse.area(before).set_after(Link::NONE);
-        area.set_before(Link::NONE);
+        sparse.page(last).words().set_after(Link::to(first));
+        sparse.page(first).words().set_before(Link::to(last));
+        sparse.page(before).words().set_after(Link::NONE);
+        words.set_before(Link::NONE);
         (list.first, list.last) = (Link::to(pfn), Link::to(before));
     }
 
@@ -309,19 +364,19 @@ impl FreeLists {
         let state = PageState::new(Kind::Free, Order::MAX);
         let list = &mut self.lists[mt.index()][Order::MAX.index()];
         match list.last.pfn() {
-            Some(last) => sparse.area(last).set_after(Link::to(range.start())),
+            Some(last) => sparse.page(last).words().set_after(Link::to(range.start())),
             None => list.first = Link::to(range.start()),
         }
         let (mut before, mut last) = (list.last, None);
         let step = Order::MAX.pages() as usize;
         for pfn in range.frames().step_by(step) {
-            let area = pages.area(pfn.pageblock());
-            area.add(0, Order::MAX);
-            area.set_before(before);
-            area.set_after(Link::to(pfn.add(Order::MAX.pages())));
-            pages.page(pfn).set_state(state);
+            let page = pages.page(pfn);
+            page.words().set_list(Some(Order::MAX));
+            page.words().set_before(before);
+            page.words().set_after(Link::to(pfn.add(Order::MAX.pages())));
+            page.set_state(state);
             before = Link::to(pfn);
-            last = Some(area);
+            last = Some(page.words());
         }
         list.last = before;
         if let Some(last) = last {
@@ -329,7 +384,6 @@ impl FreeLists {
         }
         let blocks = range.pages() >> Order::MAX.get();
         list.len += blocks;
-        self.blocks[mt.index()][Order::MAX.index()] += blocks;
         self.nonempty[mt.index()] |= 1 << Order::MAX.get();
         self.pages[mt.index()] += u64::from(range.pages());
         pages.section().add_free(range.pages().into());
@@ -340,7 +394,7 @@ impl FreeLists {
 #[cold]
 #[inline(never)]
 fn unusual_block(pfn: Pfn, found: PageState, expected: PageState) {
-    if expected.order() < Order::PAGEBLOCK || found != expected.reported() {
+    if expected.is_tail() || found != expected.reported() {
         panic!("{pfn:?} on a free list: state is {found:?}, and should be {expected:?}");
     }
 }

@@ -197,7 +197,9 @@ impl ZoneGuard<'_> {
         let tail = PageState::new(Kind::Tail, Order::PAGE);
         let taken = PageState::new(kind, Order::PAGEBLOCK);
         for (pfn, state) in pages.blocks(window) {
-            assert_eq!(state.kind(), Kind::Free, "{pfn:?} of an isolated range is {state:?}");
+            // A pageblock whose pages are all free is free as a whole.
+            let is_free = state.kind() == Kind::Free && state.order() >= Order::PAGEBLOCK;
+            assert!(is_free, "{pfn:?} of an isolated range is {state:?}");
             let block = self.remove(FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate));
             block.head().set_state(tail);
         }

@@ -131,7 +131,8 @@ impl<P: Platform> Mm<P> {
                     return true;
                 }
             }
-            pfn = pfn.add(state.order().pages());
+            let order = pages.block(pfn).order();
+            pfn = pfn.align_down(order).add(order.pages());
         }
         false
     }

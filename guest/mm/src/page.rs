@@ -17,7 +17,7 @@
 //! | field | has a meaning in |
 //! |---|---|
 //! | `holder` | heads held by [`HeldBy::Named`]; `Device`, where it is the driver's word ([`DevUser`]) |
-//! | `next` | `Pcp` heads; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
+//! | `next` | `Pcp` pages; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
 //!
 //! The rest belongs to the pageblock, and is spread over the same 16 struct pages: see `free_area`.
 //!
@@ -63,6 +63,7 @@ pub(crate) use state::{Kind, PageState};
 pub struct Page {
     holder: AtomicU64,
     next: AtomicU32,
+    _to_64_bytes: AtomicU32,
     /// Of a pageblock, see `free_area`.
     pub(crate) area: AreaWords,
     /// The states of [`PART_PAGES`] pages of its pageblock, if it is one of [`PARTS`] struct pages that have them.
@@ -71,12 +72,10 @@ pub struct Page {
 
 /// What a struct page has of the free pages of its pageblock. `free_area` says which of its struct pages has what.
 pub(crate) struct AreaWords {
-    /// Which of the pages whose states are here are heads of free buddy blocks below the order of a pageblock.
-    pub(crate) free_heads: AtomicU32,
-    /// A number of free buddy blocks.
-    pub(crate) blocks: AtomicU32,
-    /// Which orders and parts have free buddy blocks.
-    pub(crate) present: AtomicU32,
+    /// Which of the pages whose states are here are free.
+    pub(crate) free: AtomicU32,
+    /// The list of the zone that the pageblock is on.
+    pub(crate) list: AtomicU32,
     /// The pageblock after this one on a zone's list.
     pub(crate) after: AtomicU32,
     /// The pageblock before this one on it.
@@ -106,28 +105,61 @@ pub(crate) const fn part_of(index: usize) -> usize {
 #[derive(Clone, Copy)]
 pub(crate) struct PageRef<'s> {
     page: &'s Page,
-    state: &'s AtomicU8,
+    /// The struct page that has its state.
+    part: &'s Page,
+    /// Index in that one's states.
+    at: u8,
 }
 
 impl<'s> PageRef<'s> {
     /// The struct page `page` of the `index`-th page of a section. `part` is the struct page that has its state.
     #[inline(always)]
     pub(crate) fn new(page: &'s Page, part: &'s Page, index: usize) -> Self {
-        Self { page, state: &part.states[index % PART_PAGES] }
+        Self { page, part, at: (index % PART_PAGES) as u8 }
+    }
+
+    #[inline(always)]
+    fn byte(self) -> &'s AtomicU8 {
+        &self.part.states[usize::from(self.at) % PART_PAGES]
     }
 
     #[inline]
     pub(crate) fn state(self) -> PageState {
-        PageState::from_bits(self.state.load(Acquire))
+        PageState::from_bits(self.byte().load(Acquire))
     }
 
     #[inline]
     pub(crate) fn set_state(self, state: PageState) {
-        self.state.store(state.bits(), Release);
+        self.byte().store(state.bits(), Release);
         #[cfg(any(test, feature = "sim"))]
-        written::made(self.state);
+        written::made(self.part);
         #[cfg(test)]
         crate::steps::made();
+    }
+
+    /// Of the first page of a pageblock: the words that are there once for the pageblock.
+    #[inline(always)]
+    pub(crate) fn words(self) -> &'s AreaWords {
+        debug_assert!(self.at == 0, "the words of a pageblock lie beside the state of its first page");
+        &self.part.area
+    }
+
+    /// The link of a list of buddy blocks of `order`, of which this is the head. That of a pageblock lies beside its
+    /// state, because a pageblock on a per-CPU list is on none of a zone.
+    #[inline(always)]
+    fn link(self, order: Order) -> &'s AtomicU32 {
+        if order == Order::PAGE { &self.page.next } else { &self.part.area.after }
+    }
+
+    /// The head after this one on the list of its `order`.
+    #[inline(always)]
+    pub(crate) fn next(self, order: Order) -> Link {
+        Link(self.link(order).load(Relaxed))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_next(self, order: Order, link: Link) {
+        self.link(order).store(link.0, Relaxed);
     }
 
     /// Makes it the head of an allocated buddy block of `order` that `holder` has.
@@ -170,7 +202,7 @@ impl Page {
         one_step(|| {
             for part in parts {
                 let words = &part.area;
-                for word in [&words.free_heads, &words.blocks, &words.present, &words.after, &words.before] {
+                for word in [&words.free, &words.list, &words.after, &words.before] {
                     word.store(0, Relaxed);
                 }
                 for at in &part.states {
@@ -185,25 +217,9 @@ impl Page {
     }
 
     /// The states that lie in this struct page.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn states(&self) -> impl ExactSizeIterator<Item = PageState> + '_ {
         self.states.iter().map(|state| PageState::from_bits(state.load(Acquire)))
-    }
-
-    /// The `index`-th of the states that lie in this struct page.
-    #[inline]
-    pub(crate) fn state_at(&self, index: u32) -> PageState {
-        PageState::from_bits(self.states[index as usize % PART_PAGES].load(Acquire))
-    }
-
-    /// The page after this one on its list.
-    #[inline]
-    pub(crate) fn next(&self) -> Link {
-        Link(self.next.load(Relaxed))
-    }
-
-    #[inline]
-    pub(crate) fn set_next(&self, link: Link) {
-        self.next.store(link.0, Relaxed);
     }
 
     /// Makes it an unused page of device memory of `pgmap`; its state is set by

@@ -77,7 +77,7 @@ impl ZoneGuard<'_> {
                 self.rotate_to(order, mt, pfn);
                 return (pages, true);
             }
-            at = block.area(pfn.pageblock()).after().pfn();
+            at = head.words().after().pfn();
             looks += 1;
             if head.state().is_reported() {
                 continue;

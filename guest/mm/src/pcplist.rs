@@ -24,20 +24,20 @@
 //! the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders, and `sync/tests/pcplist.rs` its
 //! memory orderings.
 //!
-//! A refill brings pages that lie side by side as a run, so taking many pages touches no struct page but the ones that
-//! have the pages' states.
+//! A refill brings the free pages of an aligned range of 64 as a run, so taking many pages touches no struct page but
+//! the ones that have the pages' states.
 //!
 //! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
 //! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
 //!
-//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and count are changed through
+//! Invariants: a page is in state `Pcp`, or a tail that belongs to no buddy block, exactly when it is on one list. Lists and count are changed through
 //! [`PcpOwner`](owner::PcpOwner) and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
 
 mod owner;
 mod stopped;
 
 use crate::Mm;
-use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, PfnRange};
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
 use crate::page::{Link, LinkCell};
@@ -113,38 +113,52 @@ impl PcpList {
     }
 }
 
-/// Single pages that lie side by side, the rest of a refill: they have no links, because each is taken in its turn.
+/// Single pages of one aligned range of 64, as a refill brings them. They have no links, and their states stay those of
+/// tails, because each is taken in its turn.
 struct PcpRun {
-    next: LinkCell,
-    left: AtomicU32,
+    /// The first page of the range.
+    first: LinkCell,
+    /// A bit for each page.
+    bits: AtomicU64,
 }
 
 impl PcpRun {
     const fn new() -> Self {
-        Self { next: LinkCell::new(), left: AtomicU32::new(0) }
+        Self { first: LinkCell::new(), bits: AtomicU64::new(0) }
     }
 
-    /// The pages.
-    fn pages(&self) -> Option<PfnRange> {
-        let first = self.next.get().pfn()?;
-        Some(PfnRange::new(first, self.left.load(Relaxed)))
-    }
-
-    /// Makes `pages` the run.
+    /// Its pages: the first page of the range, and a bit for each. None when there are none.
     #[inline]
-    fn set(&self, pages: PfnRange) {
-        self.next.set(Link::to(pages.start()));
-        self.left.store(pages.pages(), Relaxed);
+    fn pages(&self) -> Option<(Pfn, u64)> {
+        let bits = self.bits.load(Relaxed);
+        Some((self.first.get().pfn()?, bits)).filter(|_| bits != 0)
+    }
+
+    #[inline]
+    fn set(&self, first: Pfn, bits: u64) {
+        self.first.set(Link::to(first));
+        self.bits.store(bits, Relaxed);
     }
 
     /// Takes the first page.
     #[inline]
     fn take(&self) -> Option<Pfn> {
-        let left = self.left.load(Relaxed).checked_sub(1)?;
-        let pfn = self.next.get().pfn()?;
-        self.set(PfnRange::new(pfn.add(1), left));
-        Some(pfn)
+        let (first, bits) = self.pages()?;
+        self.bits.store(bits & (bits - 1), Relaxed);
+        Some(first.add(bits.trailing_zeros()))
     }
+
+    /// Takes all pages.
+    fn take_all(&self) -> Option<(Pfn, u64)> {
+        let all = self.pages()?;
+        self.bits.store(0, Relaxed);
+        Some(all)
+    }
+}
+
+/// The pages of `bits` in the range that begins with `first`, ascending.
+fn pages_of((first, bits): (Pfn, u64)) -> impl Iterator<Item = Pfn> {
+    (0..u64::BITS).filter(move |&at| bits >> at & 1 != 0).map(move |at| first.add(at))
 }
 
 /// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by

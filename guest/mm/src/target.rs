@@ -135,7 +135,7 @@ impl<'m, P: Platform> Targets<'m, P> {
             pfn = pages.covering(pageblock).0;
         }
         while pfn < range.end() {
-            let state = pages.page(pfn).state();
+            let state = pages.block(pfn);
             if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);
                 if !mm.zone(id).above(Watermark::Min, order.pages(), ZoneType::Movable) {

@@ -30,7 +30,7 @@ fn leave_free(mm: &Mm<Sim>, zone: ZoneId, left: u64) -> Vec<Pfn> {
     let mut taken = Vec::new();
     while zone.free() > left {
         let block = zone.rmqueue(Order::PAGE, MigrateType::Movable).expect("free pages");
-        taken.push(zone.allocate(block, Holder::Unclaimed.word()));
+        taken.push(zone.allocate(block, Holder::Unclaimed));
     }
     taken
 }
@@ -121,7 +121,7 @@ fn a_walk_beside_a_split_finds_a_head_at_every_step() {
                 let page = mm.sparse.page(pfn);
                 let state = page.state();
                 assert_eq!(state.kind(), Kind::Allocated, "{pfn:?} of a buddy block that is being split");
-                assert_eq!(page.holder(), Holder::Tagged(77), "{pfn:?}");
+                assert_eq!(page.holder(page.state()), Holder::Tagged(77), "{pfn:?}");
                 pfn = pfn.add(state.order().pages());
             }
             assert_eq!(pfn, whole.end());

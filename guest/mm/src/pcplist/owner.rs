@@ -8,20 +8,23 @@
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
-use super::{PcpZone, PerCpuPages};
+use super::{PcpRun, PcpZone, PerCpuPages, pages_of};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId};
-use crate::page::{HeldBy, Kind, Link, PageRef, PageState};
+use crate::page::{HeldBy, Kind, Link, LinkCell, PageRef, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
-use crate::sparse::Sparse;
+use crate::sparse::{SectionPages, Sparse};
 use crate::sync::{Ordering::Relaxed, spin_loop};
 use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, ZoneGuard};
 use crate::zonelist::Zonelist;
+
+/// Order of the aligned range whose pages a run has.
+const RUN_ORDER: Order = Order::new(u64::BITS.ilog2() as u8);
 
 /// The state of a buddy block of `order` on a per-CPU list.
 #[inline]
@@ -43,7 +46,7 @@ impl PcpZone {
     pub(crate) fn push(&self, page: PageRef<'_>, pfn: Pfn, ListOf { order, mt }: ListOf) -> u32 {
         let list = self.list(order);
         let first = &list.first[mt.index() & 1];
-        page.set_next(first.get());
+        page.set_next(order, first.get());
         page.set_state(listed(order));
         first.set(Link::to(pfn));
         let count = list.count() + 1;
@@ -54,42 +57,44 @@ impl PcpZone {
     /// Takes a buddy block off a list. The caller sets the state of its head. This is the check for a page that was
     /// overwritten on the list (Linux `check_new_page`).
     #[inline(always)]
-    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, ListOf { order, mt }: ListOf) -> Option<(Pfn, PageRef<'s>)> {
-        let list = self.list(order);
-        let first = &list.first[mt.index() & 1];
+    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, PageRef<'s>)> {
+        let list = self.list(of.order);
+        let first = &list.first[of.mt.index() & 1];
         let (pfn, page) = match first.get().pfn() {
             Some(pfn) => {
                 let page = sparse.page(pfn);
-                first.set(page.next());
+                first.set(page.next(of.order));
+                if page.state() != listed(of.order) {
+                    bad_page(pfn, page.state(), listed(of.order));
+                }
                 (pfn, page)
             }
-            None if order == Order::PAGE => {
-                let pfn = self.runs[mt.index() & 1].take()?;
-                (pfn, sparse.page(pfn))
+            None if of.order == Order::PAGE => {
+                let pfn = self.runs[of.mt.index() & 1].take()?;
+                let page = sparse.page(pfn);
+                if !page.state().is_tail() {
+                    bad_page(pfn, page.state(), PageState::new(Kind::Tail, Order::PAGE));
+                }
+                (pfn, page)
             }
             None => return None,
         };
-        if page.state() != listed(order) {
-            bad_page(pfn, page.state(), listed(order));
-        }
         list.count.store(list.count() - 1, Relaxed);
         Some((pfn, page))
     }
 
-    /// Puts the pages of `block` on the list of single pages of type `mt`: as its run when it has none.
-    fn push_pages(&self, block: &FreeBlock<'_>, mt: MigrateType) {
-        let (pages, run) = (block.section_pages(), &self.runs[mt.index() & 1]);
-        if run.left.load(Relaxed) > 0 {
-            // The first page comes to the head of the list, and is used first.
-            let of = ListOf { order: Order::PAGE, mt };
-            (0..block.order().pages()).rev().map(|page| block.pfn().add(page)).for_each(|pfn| {
-                self.push(pages.page(pfn), pfn, of);
-            });
+    /// Puts the single pages of `bits` in the aligned range of 64 pages from `first` on, which are tails, on the list of
+    /// type `mt`: as its run when it has none.
+    fn push_pages(&self, pages: SectionPages<'_>, first: Pfn, bits: u64, mt: MigrateType) {
+        let run = &self.runs[mt.index() & 1];
+        if run.pages().is_none() {
+            run.set(first, bits);
+            self.pages.count.store(self.pages.count() + bits.count_ones(), Relaxed);
             return;
         }
-        block.frames().frames().for_each(|pfn| pages.page(pfn).set_state(listed(Order::PAGE)));
-        run.set(block.frames());
-        self.pages.count.store(self.pages.count() + block.order().pages(), Relaxed);
+        for pfn in pages_of((first, bits)) {
+            self.push(pages.page(pfn), pfn, ListOf { order: Order::PAGE, mt });
+        }
     }
 
     /// Moves up to `blocks` buddy blocks of `order` to the buddy allocator (Linux `free_pcppages_bulk`).
@@ -97,40 +102,70 @@ impl PcpZone {
     #[inline(never)]
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
         let mut guard = mm.lock_zone(zone);
-        for _ in 0..blocks {
-            let of = |mt| ListOf { order, mt };
-            let Some((pfn, _)) = self
-                .pop(&mm.sparse, of(MigrateType::Movable))
-                .or_else(|| self.pop(&mm.sparse, of(MigrateType::Unmovable)))
-            else {
-                break;
+        let list = self.list(order);
+        let mut left = blocks;
+        for first in &list.first {
+            left = match order {
+                Order::PAGE => flush_list(first, &mut guard, Order::PAGE, left),
+                _ => flush_list(first, &mut guard, Order::PAGEBLOCK, left),
             };
-            if variant::is(Variant::FlushStaleType) {
-                let block = FreeBlock::new(guard.section_pages(pfn), pfn, order, MigrateType::Movable);
-                guard.insert(block, Place::Head);
-                continue;
-            }
-            guard.free_and_merge(guard.section_pages(pfn), pfn, order, Place::Head);
+        }
+        list.count.store(list.count() - (blocks - left), Relaxed);
+        if order == Order::PAGE && left > 0 {
+            self.flush_runs(&mut guard);
+        }
+    }
+
+    /// Moves the runs of single pages to the buddy allocator.
+    fn flush_runs(&self, guard: &mut ZoneGuard<'_>) {
+        for (first, bits) in self.runs.iter().filter_map(PcpRun::take_all) {
+            guard.free_some(guard.section_pages(first), first, bits);
+            self.pages.count.store(self.pages.count() - bits.count_ones(), Relaxed);
         }
     }
 }
 
-impl<'m> ZoneGuard<'m> {
-    /// Takes a buddy block of at most `most` pages for pages of type `mt` off the free lists: the lowest one of the first
-    /// pageblock whose largest free buddy block is the smallest, or a part of it.
-    fn rmqueue_run(&mut self, mt: MigrateType, most: u32) -> Option<FreeBlock<'m>> {
-        let longest = Order::new(most.ilog2() as u8);
-        if let Some(list) = self.smallest(Order::PAGE, mt)
-            && list < Order::PAGEBLOCK
-            && let Some(first) = self.first(list, mt)
-        {
-            let pages = self.section_pages(first);
-            let (index, state) = pages.area(first.pageblock()).lowest()?;
-            let block = self.remove(FreeBlock::new(pages, first.add(index), state.order(), mt));
-            let order = state.order().min(longest);
-            return Some(self.split_to(block, order));
+/// Moves up to `most` buddy blocks of the list that begins at `first` to the buddy allocator. Returns how many more it
+/// would have moved.
+#[inline(always)]
+fn flush_list(first: &LinkCell, guard: &mut ZoneGuard<'_>, order: Order, most: u32) -> u32 {
+    let mut left = most;
+    while left > 0
+        && let Some(pfn) = first.get().pfn()
+    {
+        let pages = guard.section_pages(pfn);
+        let page = pages.page(pfn);
+        if page.state() != listed(order) {
+            bad_page(pfn, page.state(), listed(order));
         }
-        self.rmqueue(if self.smallest(Order::PAGE, mt).is_some() { longest } else { Order::PAGE }, mt)
+        first.set(page.next(order));
+        left -= 1;
+        if variant::is(Variant::FlushStaleType) {
+            page.set_state(PageState::new(Kind::Tail, Order::PAGE));
+            guard.insert(FreeBlock::new(pages, pfn, order, MigrateType::Movable), Place::Head);
+        } else {
+            guard.free_and_merge(pages, pfn, order, Place::Head);
+        }
+    }
+    left
+}
+
+impl<'m> ZoneGuard<'m> {
+    /// Takes free pages for pages of type `mt` off the free lists, all of one aligned range of 64: the pages of the
+    /// section, the first page of the range, and a bit for each.
+    fn rmqueue_pages(&mut self, mt: MigrateType) -> Option<(SectionPages<'m>, Pfn, u64)> {
+        let list = self.smallest(Order::PAGE, mt);
+        if let Some(first) = list.filter(|&list| list < Order::PAGEBLOCK).and_then(|list| self.first(list, mt)) {
+            let block = FreeBlock::new(self.section_pages(first), first, Order::PAGE, mt);
+            let (first, bits) = self.take_lowest(&block)?;
+            return Some((block.section_pages(), first, bits));
+        }
+        // Pages of the other type are not taken by the range, unless the pageblock changes its type.
+        let order = if list.is_some() { RUN_ORDER } else { Order::PAGE };
+        let block = self.rmqueue(order, mt)?;
+        let bits = u64::MAX >> (u64::BITS - block.order().pages());
+        let first = block.pfn().align_down(RUN_ORDER);
+        Some((block.section_pages(), first, bits << (block.pfn().get() - first.get())))
     }
 }
 
@@ -259,13 +294,13 @@ impl<P: Platform> PcpOwner<'_, P> {
         let of = ListOf { order, mt };
         let mut zone = self.mm.lock_zone(self.zone);
         if order == Order::PAGE {
-            // Linux brings one page less: a batch is one below a power of two.
-            let mut left = (u32::from(self.limits.batch) + 1).max(1);
+            // The last range may bring more pages than are left to bring: splitting it would cost more than it is worth.
+            let mut left = i32::from(self.limits.batch);
             while left > 0
-                && let Some(block) = zone.rmqueue_run(mt, left)
+                && let Some((pages, first, bits)) = zone.rmqueue_pages(mt)
             {
-                left -= block.order().pages();
-                self.pcp.push_pages(&block, mt);
+                left -= bits.count_ones().cast_signed();
+                self.pcp.push_pages(pages, first, bits, mt);
             }
         } else {
             for _ in 0..self.limits.large_batch() {

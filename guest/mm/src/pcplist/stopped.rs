@@ -7,7 +7,7 @@
 //! own limits are published again when it is dropped, under the same hold of the memory hotplug lock. So it alone uses
 //! the lists of its zones. A request has one grace period, however many zones it stops.
 
-use super::PcpZone;
+use super::{PcpRun, PcpZone, pages_of};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
@@ -145,14 +145,14 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
         let lists = [Order::PAGE, Order::PAGEBLOCK].into_iter().flat_map(move |order| {
             pcp.list(order).first.each_ref().into_iter().map(move |first| (first.get(), order))
         });
-        let runs = pcp.runs.iter().filter_map(|run| run.pages()).flat_map(|pages| pages.frames());
+        let runs = pcp.runs.iter().filter_map(PcpRun::pages).flat_map(pages_of);
         let of_runs = runs.map(move |pfn| (pfn, sparse.page(pfn), Order::PAGE));
         let listed = lists.flat_map(move |(first, order)| {
             let mut next = first;
             core::iter::from_fn(move || {
                 let pfn = next.pfn()?;
                 let page = sparse.page(pfn);
-                next = page.next();
+                next = page.next(order);
                 Some((pfn, page, order))
             })
         });

@@ -56,8 +56,8 @@ fn free_with_a_stale_type() {
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
 
-    let of = ListOf { order: Order::PAGE, mt: stale, zone: MOVABLE };
-    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, of), "the list is stopped");
+    let of = ListOf { order: Order::PAGE, mt: stale };
+    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, MOVABLE, of), "the list is stopped");
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
@@ -95,8 +95,8 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.drain_pcp(MOVABLE, hotplug.held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
-    let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: MOVABLE };
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, of));
+    let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable };
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MOVABLE, of));
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
     mm.drain_pcp(MOVABLE, hotplug.held());
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);

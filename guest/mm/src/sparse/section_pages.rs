@@ -82,12 +82,21 @@ impl<'s> SectionPages<'s> {
     /// block of the largest order can begin before the pageblock.
     pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
         let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
-        let state = self.page(first).state();
-        if !state.is_tail() {
-            return (first, state);
-        }
         let head = first.align_down(Order::MAX);
-        (head, self.page(head).state())
+        if head != first {
+            let state = self.page(head).state();
+            if !state.is_tail() && state.order() == Order::MAX {
+                return (head, state);
+            }
+        }
+        (first, self.block(first))
+    }
+
+    /// The state of the buddy block that begins at `pfn`. One that is free by its bits has no head (see `free_area`).
+    #[inline]
+    pub(crate) fn block(&self, pfn: Pfn) -> PageState {
+        let state = self.page(pfn).state();
+        if state.is_tail() { self.area(pfn.pageblock()).state_of_tail(pfn.in_pageblock()) } else { state }
     }
 
     /// The buddy blocks that lie in the pageblocks `range` or reach into them, ascending: their heads and the
@@ -100,7 +109,7 @@ impl<'s> SectionPages<'s> {
             let (head, state) = next.take()?;
             let after = head.add(state.order().pages());
             if after < end {
-                next = Some((after, this.page(after).state()));
+                next = Some((after, this.block(after)));
             }
             Some((head, state))
         })

@@ -52,16 +52,47 @@ impl<'m> ZoneGuard<'m> {
         self.sparse.pages(pfn.section()).expect("a page on a list has a section")
     }
 
-    /// Puts `block`, which is on no list, on its list.
-    #[inline]
+    /// Makes `block`, whose pages are not free, a free buddy block. Nothing of its pageblock is free that it would merge
+    /// with to a pageblock.
+    #[inline(always)]
     pub(crate) fn insert(&mut self, block: FreeBlock<'_>, place: Place) {
-        self.lists.insert(self.sparse, block, place);
+        if block.order() >= Order::PAGEBLOCK {
+            self.lists.insert(self.sparse, block, place);
+        } else if self.give(&block, place) {
+            panic!("{:?} of {:?} makes a pageblock whole", block.pfn(), block.order());
+        }
     }
 
-    /// Takes `block`, which is on its list, off it.
-    #[inline]
+    /// Takes `block`, which is a free buddy block or a part of one that is smaller than a pageblock.
+    #[inline(always)]
     pub(crate) fn remove<'s>(&mut self, block: FreeBlock<'s>) -> FreeBlock<'s> {
-        self.lists.remove(self.sparse, block)
+        if block.order() >= Order::PAGEBLOCK {
+            return self.lists.remove(self.sparse, block);
+        }
+        self.lists.take(self.sparse, &block);
+        block
+    }
+
+    /// See [`FreeLists::give`].
+    #[inline(always)]
+    pub(crate) fn give(&mut self, block: &FreeBlock<'_>, place: Place) -> bool {
+        self.lists.give(self.sparse, block, place)
+    }
+
+    /// See [`FreeLists::give_some`].
+    pub(crate) fn give_some(&mut self, block: &FreeBlock<'_>, bits: u64) -> bool {
+        self.lists.give_some(self.sparse, block, bits)
+    }
+
+    /// See [`FreeLists::take_lowest`].
+    #[inline]
+    pub(crate) fn take_lowest(&mut self, block: &FreeBlock<'_>) -> Option<(Pfn, u64)> {
+        self.lists.take_lowest(self.sparse, block)
+    }
+
+    /// See [`FreeLists::free_blocks`].
+    pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
+        self.lists.free_blocks(self.sparse)
     }
 
     /// See [`FreeLists::set_reported`].

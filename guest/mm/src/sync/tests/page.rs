@@ -30,7 +30,7 @@ fn the_next_user_of_a_device_page_sees_the_writes_of_the_last_one() {
     let mm = SimMachine { sections: 2, memory: [(0, SECTION_PAGES)].into(), ..SimMachine::default() }.boot();
     let page = mm.sparse.page(mm.alloc_pages(Order::PAGE, Gfp::Kernel).expect("there is room"));
     let user = |tag| Some(DevUser { tag, count: 1 });
-    page.set_holder(crate::page::Holder::Unclaimed.word());
+    page.set_holder(crate::page::Holder::Unclaimed);
     page.update_dev_user(|_| Ok::<_, ()>(user(1))).expect("it is free");
     let content = fixed(Data::new());
     in_every_execution(

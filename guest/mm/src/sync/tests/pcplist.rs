@@ -27,7 +27,7 @@ use crate::zone::PcpLimits;
 const NR: SectionNr = SectionNr::new(1);
 const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 const ON: PcpLimits = PcpLimits { high: 100, batch: 7, large: 0 };
-const LIST: ListOf = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: ZONE };
+const LIST: ListOf = ListOf { order: Order::PAGE, mt: MigrateType::Movable };
 
 struct Owner;
 

@@ -39,7 +39,7 @@ fn a_section_is_published_with_its_pages() {
 fn pages_of_a_section_are_set_before_it_is_published() {
     let sparse = &machine().sparse;
     sparse.set_state(NR, SectionState::Present, &Owner);
-    let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    let tail = PageState::new(Kind::Tail, Order::PAGE);
     in_every_execution(
         move || {
             Page::set_states(&sparse.pages_to_initialise(NR, &Owner).all()[7..9], tail);
