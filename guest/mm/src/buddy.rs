@@ -117,7 +117,8 @@ impl<'m> ZoneGuard<'m> {
             return Some(self.remove(FreeBlock::new(pages, first, list, mt)));
         }
         let index = pages.area(first.pageblock()).find(order);
-        let index = index.unwrap_or_else(|| panic!("{first:?} on the list of {list:?} has no free {order:?}"));
+        let index =
+            index.unwrap_or_else(|| panic!("{first:?} on the list of {list:?} has no free {order:?}"));
         Some(self.remove(FreeBlock::new(pages, first.add(index), order, mt)))
     }
 

@@ -218,13 +218,17 @@ impl FreeLists {
                 let mut at = self.first(order, mt);
                 while let Some(pfn) = at {
                     let area = sparse.area(pfn);
-                    assert_eq!(area.words().list(), Some(order), "list of {pfn:?} on the list of {order:?}, {mt:?}");
+                    assert_eq!(
+                        area.words().list(),
+                        Some(order),
+                        "list of {pfn:?} on the list of {order:?}, {mt:?}"
+                    );
                     pages += u64::from(check_area(area, sparse.page(pfn).state(), pfn));
                     unreported += u32::from(!sparse.page(pfn).state().is_reported());
-                    assert_eq!(area.words().before().pfn(), before, "link back from {pfn:?}");
+                    assert_eq!(area.words().before().pageblock(), before, "link back from {pfn:?}");
                     let section = sparse.section(pfn.section()).map(section_type(pfn));
                     assert_eq!(section, Some(mt), "type of the pageblock of {pfn:?}");
-                    (before, at) = (Some(pfn), area.words().after().pfn());
+                    (before, at) = (Some(pfn), area.words().after().pageblock());
                     len += 1;
                 }
                 assert_eq!(len, self.len(order, mt), "{order:?}, {mt:?}: list");
@@ -241,7 +245,11 @@ impl FreeLists {
 /// page, `pfn`.
 fn check_area(area: FreeArea<'_>, first: PageState, pfn: Pfn) -> u32 {
     if first.kind() == Kind::Free {
-        assert_eq!((area.words().list(), area.pages()), (Some(first.order()), 0), "list and bits of free {pfn:?}");
+        assert_eq!(
+            (area.words().list(), area.pages()),
+            (Some(first.order()), 0),
+            "list and bits of free {pfn:?}"
+        );
         return first.order().pages();
     }
     assert_eq!(area.words().list(), area.largest(), "list of {pfn:?}, its largest free block");

@@ -18,8 +18,8 @@
 //! Invariants: the words change under the zone lock. The state of a page that is free by its bit is a tail's. A tail
 //! without a bit, whose head is none of the pages before it, is on the run of a per-CPU list.
 
-use crate::addr::{Order, PAGEBLOCK_PAGES};
-use crate::page::{AreaWords, Kind, Link, PART_PAGES, PARTS, Page, PageState};
+use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn};
+use crate::page::{AreaWords, Kind, PART_PAGES, PARTS, Page, PageState};
 use crate::sync::{AtomicU32, Ordering::Relaxed};
 
 /// log2 of the pages of a part.
@@ -137,13 +137,16 @@ impl<'s> FreeArea<'s> {
         self.flip(index, order, true);
     }
 
-    /// Takes the lowest free pages, all of one aligned range of 64: the range's first page, and a bit for each page.
+    /// Takes the lowest free pages, all of one aligned range of 2^`order`, at most 64: the first page of the 64 that the
+    /// range lies in, and a bit for each page.
     #[inline]
-    pub(crate) fn take_lowest(&self) -> Option<(u32, u64)> {
+    pub(crate) fn take_lowest(&self, order: Order) -> Option<(u32, u64)> {
         let part = (0..PARTS).find(|&part| self.bits(part) != 0)? & !1;
-        let bits = u64::from(self.bits(part)) | u64::from(self.bits(part + 1)) << u32::BITS;
-        self.word(part).store(0, Relaxed);
-        self.word(part + 1).store(0, Relaxed);
+        let all = u64::from(self.bits(part)) | u64::from(self.bits(part + 1)) << u32::BITS;
+        let range = u64::MAX >> (u64::BITS - order.pages());
+        let bits = all & range << (all.trailing_zeros() & !(order.pages() - 1));
+        self.word(part).store((all & !bits) as u32, Relaxed);
+        self.word(part + 1).store(((all & !bits) >> u32::BITS) as u32, Relaxed);
         Some(((part * PART_PAGES) as u32, bits))
     }
 
@@ -166,7 +169,8 @@ impl<'s> FreeArea<'s> {
 
     /// The order of the largest free buddy block around the one of `order` at page `index`, which is free by its bits.
     fn around(&self, index: u32, order: Order) -> Order {
-        let larger = (order.get() + 1..=Order::PAGEBLOCK.get()).take_while(|&order| self.is_free(index, order));
+        let larger =
+            (order.get() + 1..=Order::PAGEBLOCK.get()).take_while(|&order| self.is_free(index, order));
         larger.last().map_or(order, Order::new)
     }
 
@@ -226,6 +230,25 @@ impl<'s> FreeArea<'s> {
     }
 }
 
+/// A pageblock on a list, or none. Holds one more than its first frame: a pageblock may begin with frame 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageblockLink(u32);
+
+impl PageblockLink {
+    pub(crate) const NONE: Self = Self(0);
+
+    #[inline]
+    pub(crate) const fn to(pageblock: Pfn) -> Self {
+        Self(pageblock.get() + 1)
+    }
+
+    /// The first page of the pageblock.
+    #[inline]
+    pub(crate) const fn pageblock(self) -> Option<Pfn> {
+        if self.0 == 0 { None } else { Some(Pfn::new(self.0 - 1)) }
+    }
+}
+
 impl AreaWords {
     /// The order of the list that the pageblock is on.
     #[inline]
@@ -240,24 +263,24 @@ impl AreaWords {
 
     /// The pageblock after this one on its list, by its first page.
     #[inline]
-    pub(crate) fn after(&self) -> Link {
-        Link::of_bits(self.after.load(Relaxed))
+    pub(crate) fn after(&self) -> PageblockLink {
+        PageblockLink(self.after.load(Relaxed))
     }
 
     /// The pageblock before this one on its list.
     #[inline]
-    pub(crate) fn before(&self) -> Link {
-        Link::of_bits(self.before.load(Relaxed))
+    pub(crate) fn before(&self) -> PageblockLink {
+        PageblockLink(self.before.load(Relaxed))
     }
 
     #[inline]
-    pub(crate) fn set_after(&self, link: Link) {
-        self.after.store(link.bits(), Relaxed);
+    pub(crate) fn set_after(&self, link: PageblockLink) {
+        self.after.store(link.0, Relaxed);
     }
 
     #[inline]
-    pub(crate) fn set_before(&self, link: Link) {
-        self.before.store(link.bits(), Relaxed);
+    pub(crate) fn set_before(&self, link: PageblockLink) {
+        self.before.store(link.0, Relaxed);
     }
 }
 

@@ -12,9 +12,10 @@
 //! whose pages say that they are reported.
 
 use crate::addr::{Order, Pfn, PfnRange};
+use crate::free_area::PageblockLink;
 use crate::free_block::FreeBlock;
 use crate::node::ZoneId;
-use crate::page::{AreaWords, Kind, Link, PageState};
+use crate::page::{AreaWords, Kind, PageState};
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 
@@ -32,8 +33,8 @@ pub(crate) enum Place {
 /// Pageblocks whose largest free buddy block has the order of the list.
 #[derive(Clone, Copy)]
 struct FreeList {
-    first: Link,
-    last: Link,
+    first: PageblockLink,
+    last: PageblockLink,
     len: u32,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct FreeLists {
 
 impl FreeLists {
     pub(crate) const fn new(zone: ZoneId) -> Self {
-        let empty = FreeList { first: Link::NONE, last: Link::NONE, len: 0 };
+        let empty = FreeList { first: PageblockLink::NONE, last: PageblockLink::NONE, len: 0 };
         Self {
             lists: [[empty; Order::COUNT]; MigrateType::COUNT],
             nonempty: [0; MigrateType::COUNT],
@@ -93,7 +94,7 @@ impl FreeLists {
             }
             for list in parts {
                 let mut at = list.first;
-                while let Some(pfn) = at.pfn() {
+                while let Some(pfn) = at.pageblock() {
                     let area = sparse.area(pfn);
                     let of_area = area.blocks().into_iter().zip(&mut blocks);
                     of_area.for_each(|(count, blocks)| blocks[mt] += count);
@@ -121,12 +122,12 @@ impl FreeLists {
     /// block of that order.
     #[inline]
     pub(crate) fn first(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
-        self.lists[mt.index()][order.index()].first.pfn()
+        self.lists[mt.index()][order.index()].first.pageblock()
     }
 
     /// The first page of the last pageblock on a list.
     pub(crate) fn last(&self, order: Order, mt: MigrateType) -> Option<Pfn> {
-        self.lists[mt.index()][order.index()].last.pfn()
+        self.lists[mt.index()][order.index()].last.pageblock()
     }
 
     /// Number of pageblocks on a list.
@@ -174,21 +175,27 @@ impl FreeLists {
         self.relist(sparse, block, area.largest(), Place::Head);
     }
 
-    /// Takes the lowest free pages of the pageblock that `block` begins, all of one aligned range of 64: the first page
-    /// of the range, and a bit for each.
+    /// Takes the lowest free pages of the pageblock of `block`, all of one aligned range of the block's order, at most 64
+    /// pages: the first page of the 64 that the range lies in, and a bit for each.
     #[inline]
     pub(crate) fn take_lowest(&mut self, sparse: &Sparse, block: &FreeBlock<'_>) -> Option<(Pfn, u64)> {
         let area = block.area();
-        let (index, bits) = area.take_lowest()?;
+        let (index, bits) = area.take_lowest(block.order())?;
         self.count(block, -i64::from(bits.count_ones()));
         self.relist(sparse, block, area.largest(), Place::Head);
-        Some((block.pfn().add(index), bits))
+        Some((block.pfn().align_down(Order::PAGEBLOCK).add(index), bits))
     }
 
     /// Puts the pageblock of `block` on the list of its `largest` free buddy block. When that is the pageblock, takes
     /// all of its pages instead, and returns true.
     #[inline(never)]
-    fn relist(&mut self, sparse: &Sparse, block: &FreeBlock<'_>, largest: Option<Order>, place: Place) -> bool {
+    fn relist(
+        &mut self,
+        sparse: &Sparse,
+        block: &FreeBlock<'_>,
+        largest: Option<Order>,
+        place: Place,
+    ) -> bool {
         let (area, mt) = (block.area(), block.migrate_type());
         let (pageblock, words) = (block.pfn().align_down(Order::PAGEBLOCK), area.words());
         let before = words.list();
@@ -244,22 +251,22 @@ impl FreeLists {
         mt: MigrateType,
         place: Place,
     ) {
-        let link = Link::to(pageblock);
+        let link = PageblockLink::to(pageblock);
         let list = &mut self.lists[mt.index()][order.index()];
         match place {
             Place::Head => {
-                words.set_before(Link::NONE);
+                words.set_before(PageblockLink::NONE);
                 words.set_after(list.first);
-                match list.first.pfn() {
+                match list.first.pageblock() {
                     Some(first) => sparse.page(first).words().set_before(link),
                     None => list.last = link,
                 }
                 list.first = link;
             }
             Place::Tail => {
-                words.set_after(Link::NONE);
+                words.set_after(PageblockLink::NONE);
                 words.set_before(list.last);
-                match list.last.pfn() {
+                match list.last.pageblock() {
                     Some(last) => sparse.page(last).words().set_after(link),
                     None => list.first = link,
                 }
@@ -278,27 +285,27 @@ impl FreeLists {
         let (before, after) = (words.before(), words.after());
         // The links of both neighbours are read while they are replaced, to compare them below.
         let (from_before, from_after);
-        match before.pfn().map(|pfn| sparse.page(pfn).words()) {
+        match before.pageblock().map(|pfn| sparse.page(pfn).words()) {
             Some(of) => {
                 from_before = of.after();
                 of.set_after(after);
             }
             None => from_before = core::mem::replace(&mut list.first, after),
         }
-        match after.pfn().map(|pfn| sparse.page(pfn).words()) {
+        match after.pageblock().map(|pfn| sparse.page(pfn).words()) {
             Some(of) => {
                 from_after = of.before();
                 of.set_before(before);
             }
             None => from_after = core::mem::replace(&mut list.last, before),
         }
-        let link = Link::to(pageblock);
+        let link = PageblockLink::to(pageblock);
         assert!(
             from_before == link && from_after == link,
             "{pageblock:?} on the free list of {order:?}: links to it are {from_before:?} and {from_after:?}"
         );
         list.len -= 1;
-        if list.first == Link::NONE {
+        if list.first == PageblockLink::NONE {
             self.nonempty[mt.index()] &= !(1 << order.get());
         }
         words.set_list(None);
@@ -339,15 +346,16 @@ impl FreeLists {
     pub(crate) fn rotate_to(&mut self, sparse: &Sparse, order: Order, mt: MigrateType, pfn: Pfn) {
         let list = &mut self.lists[mt.index()][order.index()];
         let words = sparse.page(pfn).words();
-        let (Some(before), Some(first), Some(last)) = (words.before().pfn(), list.first.pfn(), list.last.pfn())
+        let (Some(before), Some(first), Some(last)) =
+            (words.before().pageblock(), list.first.pageblock(), list.last.pageblock())
         else {
             return;
         };
-        sparse.page(last).words().set_after(Link::to(first));
-        sparse.page(first).words().set_before(Link::to(last));
-        sparse.page(before).words().set_after(Link::NONE);
-        words.set_before(Link::NONE);
-        (list.first, list.last) = (Link::to(pfn), Link::to(before));
+        sparse.page(last).words().set_after(PageblockLink::to(first));
+        sparse.page(first).words().set_before(PageblockLink::to(last));
+        sparse.page(before).words().set_after(PageblockLink::NONE);
+        words.set_before(PageblockLink::NONE);
+        (list.first, list.last) = (PageblockLink::to(pfn), PageblockLink::to(before));
     }
 
     /// Puts `range`, which is in the section, at the end of a list as buddy blocks of the largest order. Its
@@ -363,9 +371,9 @@ impl FreeLists {
     ) {
         let state = PageState::new(Kind::Free, Order::MAX);
         let list = &mut self.lists[mt.index()][Order::MAX.index()];
-        match list.last.pfn() {
-            Some(last) => sparse.page(last).words().set_after(Link::to(range.start())),
-            None => list.first = Link::to(range.start()),
+        match list.last.pageblock() {
+            Some(last) => sparse.page(last).words().set_after(PageblockLink::to(range.start())),
+            None => list.first = PageblockLink::to(range.start()),
         }
         let (mut before, mut last) = (list.last, None);
         let step = Order::MAX.pages() as usize;
@@ -373,14 +381,14 @@ impl FreeLists {
             let page = pages.page(pfn);
             page.words().set_list(Some(Order::MAX));
             page.words().set_before(before);
-            page.words().set_after(Link::to(pfn.add(Order::MAX.pages())));
+            page.words().set_after(PageblockLink::to(pfn.add(Order::MAX.pages())));
             page.set_state(state);
-            before = Link::to(pfn);
+            before = PageblockLink::to(pfn);
             last = Some(page.words());
         }
         list.last = before;
         if let Some(last) = last {
-            last.set_after(Link::NONE);
+            last.set_after(PageblockLink::NONE);
         }
         let blocks = range.pages() >> Order::MAX.get();
         list.len += blocks;

@@ -54,8 +54,8 @@ use crate::sync::{
     one_step,
 };
 
-pub use holder::{Holder, OwnerId};
 pub(crate) use holder::{HeldBy, HolderWord};
+pub use holder::{Holder, OwnerId};
 pub(crate) use state::{Kind, PageState};
 
 /// One page frame's entry in the memmap.
@@ -308,16 +308,6 @@ impl Link {
     #[inline]
     pub(crate) const fn to(pfn: Pfn) -> Self {
         Self(pfn.get())
-    }
-
-    #[inline]
-    pub(crate) const fn of_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    #[inline]
-    pub(crate) const fn bits(self) -> u32 {
-        self.0
     }
 
     #[inline]

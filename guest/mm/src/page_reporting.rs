@@ -77,7 +77,7 @@ impl ZoneGuard<'_> {
                 self.rotate_to(order, mt, pfn);
                 return (pages, true);
             }
-            at = head.words().after().pfn();
+            at = head.words().after().pageblock();
             looks += 1;
             if head.state().is_reported() {
                 continue;

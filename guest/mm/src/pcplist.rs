@@ -40,7 +40,7 @@ use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
-use crate::page::{Link, LinkCell};
+use crate::page::LinkCell;
 use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -116,27 +116,27 @@ impl PcpList {
 /// Single pages of one aligned range of 64, as a refill brings them. They have no links, and their states stay those of
 /// tails, because each is taken in its turn.
 struct PcpRun {
-    /// The first page of the range.
-    first: LinkCell,
+    /// The first page of the range. It may be frame 0, which is no page of the run.
+    first: AtomicU32,
     /// A bit for each page.
     bits: AtomicU64,
 }
 
 impl PcpRun {
     const fn new() -> Self {
-        Self { first: LinkCell::new(), bits: AtomicU64::new(0) }
+        Self { first: AtomicU32::new(0), bits: AtomicU64::new(0) }
     }
 
     /// Its pages: the first page of the range, and a bit for each. None when there are none.
     #[inline]
     fn pages(&self) -> Option<(Pfn, u64)> {
         let bits = self.bits.load(Relaxed);
-        Some((self.first.get().pfn()?, bits)).filter(|_| bits != 0)
+        (bits != 0).then(|| (Pfn::new(self.first.load(Relaxed)), bits))
     }
 
     #[inline]
     fn set(&self, first: Pfn, bits: u64) {
-        self.first.set(Link::to(first));
+        self.first.store(first.get(), Relaxed);
         self.bits.store(bits, Relaxed);
     }
 

@@ -39,7 +39,7 @@ use crate::addr::{
     SectionNr, SectionRange,
 };
 use crate::options::MemoryContent;
-use crate::page::Kind;
+use crate::page::{Kind, PageRef, part_of};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
 use crate::sync::written::{self, Seen};
@@ -317,6 +317,14 @@ impl Window {
         unsafe { self.pages().add(index).as_ref() }
     }
 
+    /// The state of the page `pfn`.
+    fn state(&self, pfn: Pfn) -> u8 {
+        let first = pfn.get() as usize - pfn.in_section();
+        let [page, part] =
+            [pfn.in_section(), part_of(pfn.in_section())].map(|index| self.page(first + index));
+        PageRef::new(page, part, pfn.in_section()).state().bits()
+    }
+
     /// The first page, 2 MiB aligned.
     fn pages(&self) -> NonNull<Page> {
         // SAFETY: the offset is below `ALIGN`, so it and all pages behind it lie in the allocation.
@@ -427,6 +435,12 @@ impl Sim {
         assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
         let words = &self.memmap_words(pfn.section())[pfn.in_section() * 8..][..8];
         core::array::from_fn(|index| words[index].load(core::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// The raw state of the page `pfn`, whose memmap is mapped: one byte (see `page`), 0 when it was never written.
+    pub fn page_state(&self, pfn: Pfn) -> u8 {
+        assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
+        self.window.state(pfn)
     }
 
     /// How often `mm` has waited for all other CPUs so far.
@@ -556,10 +570,9 @@ impl Sim {
         mapped.frames
     }
 
-    /// Pages of `section` that are not all zero.
+    /// Pages of `section` whose states were written.
     pub fn written_pages(&self, section: SectionNr) -> usize {
-        let pages = self.memmap_words(section).chunks_exact(size_of::<Page>() / 8);
-        pages.filter(|words| words.iter().any(|word| word.load(SeqCst) != 0)).count()
+        section.frames().frames().filter(|&pfn| self.window.state(pfn) != 0).count()
     }
 
     fn clear(&self, section: SectionNr) {

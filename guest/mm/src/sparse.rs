@@ -37,8 +37,8 @@ mod state;
 use core::ptr::NonNull;
 
 use crate::addr::{Pfn, SectionNr};
-use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::free_area::FreeArea;
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::{Page, PageRef, part_of};
 use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
@@ -359,8 +359,8 @@ impl Sparse {
         // SAFETY: the section is in the table, so both offsets lie in the window: `part_of` stays in the section.
         // `has_pages` read a state beyond Absent, so the memmap is mapped (point 1 of the header; contract of
         // `Platform`), and stays so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
-        let [page, part] = [in_section, part_of(in_section)]
-            .map(|index| unsafe { self.window.add(first + index).as_ref() });
+        let [page, part] =
+            [in_section, part_of(in_section)].map(|index| unsafe { self.window.add(first + index).as_ref() });
         (PageRef::new(page, part, in_section), section)
     }
 

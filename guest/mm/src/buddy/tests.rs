@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
+use crate::free_area::PageblockLink;
 use crate::node::{NodeId, ZoneType};
 use crate::options::{InitPolicy, MemoryContent, Options};
 use crate::page::{AreaWords, Kind, Link, PageRef, PageState};
@@ -91,10 +92,10 @@ fn a_corrupt_free_block_is_found_however_it_is_taken() {
 fn a_corrupt_link_of_a_free_block_is_found() {
     type Break = (&'static str, fn(&AreaWords, Pfn));
     let breaks: [Break; 4] = [
-        ("next to elsewhere", |area, pfn| area.set_after(Link::to(pfn.add(4096)))),
-        ("no next", |area, _| area.set_after(Link::NONE)),
-        ("previous to elsewhere", |area, pfn| area.set_before(Link::to(pfn.add(4096)))),
-        ("next to no page", |area, _| area.set_after(Link::to(Pfn::new(1 << 20 | 1 << 18)))),
+        ("next to elsewhere", |area, pfn| area.set_after(PageblockLink::to(pfn.add(4096)))),
+        ("no next", |area, _| area.set_after(PageblockLink::NONE)),
+        ("previous to elsewhere", |area, pfn| area.set_before(PageblockLink::to(pfn.add(4096)))),
+        ("next to no page", |area, _| area.set_after(PageblockLink::to(Pfn::new(1 << 20 | 1 << 18)))),
     ];
     for (what, corrupt) in breaks {
         let mm = machine();
@@ -107,7 +108,7 @@ fn a_corrupt_link_of_a_free_block_is_found() {
     for (way, take) in WAYS.into_iter().skip(2) {
         let mm = machine();
         let (pfn, _) = head_of_any(mm);
-        mm.sparse.page(pfn).words().set_before(Link::to(pfn.add(4096)));
+        mm.sparse.page(pfn).words().set_before(PageblockLink::to(pfn.add(4096)));
         let text = panic_of(way, || take(mm));
         assert!(text.contains("on the free list"), "{way}: {text}");
     }
@@ -128,20 +129,23 @@ fn a_corrupt_free_page_is_found_however_it_is_taken() {
     for (way, take) in ways {
         for (what, state) in corruptions(Kind::Free, Order::new(3)) {
             if what == "never initialised" {
-                // A tail, as far as a page without bit is concerned.
+                // Which is a tail too.
                 continue;
             }
             let mm = machine();
             // The pages that were given back last are the lowest of their pageblock.
-            let keep = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
+            _ = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
             let pfn = free(mm);
             mm.sparse.page(pfn).set_state(state);
             let text = panic_of(way, || take(mm));
-            assert!(text.contains(&std::format!("{pfn:?}")) && text.contains(&std::format!("{state:?}")), "{way}, {what}: {text}");
-            _ = keep;
+            assert!(
+                text.contains(&std::format!("{pfn:?}")) && text.contains(&std::format!("{state:?}")),
+                "{way}, {what}: {text}"
+            );
         }
     }
     let mm = machine();
+    _ = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
     let pfn = free(mm);
     mm.sparse.area(pfn).take(pfn.in_pageblock(), Order::PAGE);
     let text = panic_of("a bit that is lost", || mm.check());

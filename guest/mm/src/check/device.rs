@@ -9,8 +9,8 @@
 use crate::Mm;
 use crate::addr::PAGEBLOCK_PAGES;
 use crate::check::blocks::Memmaps;
-use crate::pageblock_set::PageblockSet;
 use crate::page::Kind;
+use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapNr};
 use crate::platform::Platform;
 use crate::sparse::SectionState;
@@ -35,6 +35,7 @@ impl<P: Platform> Mm<P> {
                 let entry = self.sparse.entry(section);
                 assert!(entry.is_device(), "{section:?} of pgmap {nr:?} is something else");
                 assert_eq!(entry.plugged(), PageblockSet::ALL, "{section:?} of pgmap {nr:?}");
+                assert_eq!(entry.node(), pgmap.node(), "node of {section:?}, of pgmap {nr:?}");
                 let state = entry.state();
                 let ready = if live { SectionState::Initialised } else { SectionState::Present };
                 // A range that is being published at this moment may be Initialised before its pgmap is live.

@@ -65,7 +65,8 @@ impl<'s> Tails<'s> {
         let (first, pageblock) = (tails.start().in_pageblock() as usize, tails.start().pageblock());
         let tail = PageState::new(Kind::Tail, Order::PAGE);
         let sparse = self.pages.section().is_sparse();
-        let is_other = |state| state != tail && !(sparse && state == PageState::new(Kind::Uninit, Order::PAGE));
+        let is_other =
+            |state| state != tail && !(sparse && state == PageState::new(Kind::Uninit, Order::PAGE));
         let states = self.pages.states(pageblock).skip(first).take(tails.pages() as usize);
         // Nearly all are tails.
         let others = one_step(|| states.filter(|&state| is_other(state)).count());

@@ -132,7 +132,7 @@ fn pages() {
     finds("type of the pageblock with memmap", |mm| {
         mm.sparse.section(BLOCK).unwrap().pageblocks.set_type(0, MigrateType::Movable);
     });
-    finds("should begin a block", |mm| {
+    finds("pages in state Pcp", |mm| {
         let tail = PageState::new(Kind::Tail, Order::PAGE);
         mm.sparse.page(allocated(mm)).set_state(tail);
     });

@@ -76,7 +76,7 @@ impl PageState {
     }
 
     #[inline]
-    pub(super) const fn bits(self) -> u8 {
+    pub(crate) const fn bits(self) -> u8 {
         self.0
     }
 

@@ -23,7 +23,7 @@ use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, ZoneGuard};
 use crate::zonelist::Zonelist;
 
-/// Order of the aligned range whose pages a run has.
+/// Order of the largest aligned range whose pages a run has.
 const RUN_ORDER: Order = Order::new(u64::BITS.ilog2() as u8);
 
 /// The state of a buddy block of `order` on a per-CPU list.
@@ -151,18 +151,19 @@ fn flush_list(first: &LinkCell, guard: &mut ZoneGuard<'_>, order: Order, most: u
 }
 
 impl<'m> ZoneGuard<'m> {
-    /// Takes free pages for pages of type `mt` off the free lists, all of one aligned range of 64: the pages of the
-    /// section, the first page of the range, and a bit for each.
-    fn rmqueue_pages(&mut self, mt: MigrateType) -> Option<(SectionPages<'m>, Pfn, u64)> {
+    /// Takes free pages for pages of type `mt` off the free lists, all of one aligned range of 2^`order`: the pages of the
+    /// section, the first page of the 64 that the range lies in, and a bit for each.
+    fn rmqueue_pages(&mut self, order: Order, mt: MigrateType) -> Option<(SectionPages<'m>, Pfn, u64)> {
         let list = self.smallest(Order::PAGE, mt);
-        if let Some(first) = list.filter(|&list| list < Order::PAGEBLOCK).and_then(|list| self.first(list, mt)) {
-            let block = FreeBlock::new(self.section_pages(first), first, Order::PAGE, mt);
+        if let Some(first) =
+            list.filter(|&list| list < Order::PAGEBLOCK).and_then(|list| self.first(list, mt))
+        {
+            let block = FreeBlock::new(self.section_pages(first), first, order, mt);
             let (first, bits) = self.take_lowest(&block)?;
             return Some((block.section_pages(), first, bits));
         }
-        // Pages of the other type are not taken by the range, unless the pageblock changes its type.
-        let order = if list.is_some() { RUN_ORDER } else { Order::PAGE };
-        let block = self.rmqueue(order, mt)?;
+        // From a pageblock of the other type that stays one, a single page is taken.
+        let block = self.rmqueue(if list.is_some() { order } else { Order::PAGE }, mt)?;
         let bits = u64::MAX >> (u64::BITS - block.order().pages());
         let first = block.pfn().align_down(RUN_ORDER);
         Some((block.section_pages(), first, bits << (block.pfn().get() - first.get())))
@@ -294,12 +295,13 @@ impl<P: Platform> PcpOwner<'_, P> {
         let of = ListOf { order, mt };
         let mut zone = self.mm.lock_zone(self.zone);
         if order == Order::PAGE {
-            // The last range may bring more pages than are left to bring: splitting it would cost more than it is worth.
-            let mut left = i32::from(self.limits.batch);
-            while left > 0
-                && let Some((pages, first, bits)) = zone.rmqueue_pages(mt)
+            // A batch is one page less than a buddy block, and that page would have to be split off.
+            let mut left = u32::from(self.limits.batch) + 1;
+            while left > 1
+                && let range = Order::new(left.ilog2() as u8).min(RUN_ORDER)
+                && let Some((pages, first, bits)) = zone.rmqueue_pages(range, mt)
             {
-                left -= bits.count_ones().cast_signed();
+                left -= bits.count_ones();
                 self.pcp.push_pages(pages, first, bits, mt);
             }
         } else {

@@ -66,7 +66,11 @@ impl<'s> SectionPages<'s> {
         }
         for pageblock in 0..crate::SECTION_PAGEBLOCKS {
             let states = one_step(|| self.states(pageblock).position(|state| state.kind() == Kind::Uninit));
-            assert_eq!(states, None, "page of pageblock {pageblock} of {:?}, which is called initialised, was not written", self.nr);
+            assert_eq!(
+                states, None,
+                "page of pageblock {pageblock} of {:?}, which is called initialised, was not written",
+                self.nr
+            );
         }
     }
 
