@@ -15,12 +15,12 @@
 //! A free pageblock, alone or as a half of a larger buddy block, has no bits: it is free by the state of its head. So
 //! memory that comes in large pieces costs one cache line for each.
 //!
-//! Invariants: the words change under the zone lock. The state of a page that is free by its bit is a tail's. A tail
+//! Invariants: the words change under the zone lock, so each function here is one step for other CPUs. The state of a page that is free by its bit is a tail's. A tail
 //! without a bit, whose head is none of the pages before it, is on the run of a per-CPU list.
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn};
 use crate::page::{AreaWords, Kind, PART_PAGES, PARTS, Page, PageState};
-use crate::sync::{AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicU32, Ordering::Relaxed, one_step};
 
 /// log2 of the pages of a part.
 const PART_ORDER: Order = Order::new(PART_PAGES.ilog2() as u8);
@@ -77,6 +77,11 @@ impl<'s> FreeArea<'s> {
         self.word(part).load(Relaxed)
     }
 
+    #[inline]
+    fn set_bits(&self, part: usize, bits: u32) {
+        self.word(part).store(bits, Relaxed);
+    }
+
     /// Which parts are free as a whole, a bit for each.
     fn whole_parts(&self) -> u32 {
         (0..PARTS).fold(0, |whole, part| whole | u32::from(self.bits(part) == u32::MAX) << part)
@@ -97,7 +102,7 @@ impl<'s> FreeArea<'s> {
             if bits & mask != expected {
                 other_bits(index, order, bits & mask, expected);
             }
-            self.word(part).store(bits ^ mask, Relaxed);
+            self.set_bits(part, bits ^ mask);
         }
     }
 
@@ -105,10 +110,12 @@ impl<'s> FreeArea<'s> {
     /// buddy block that it is a part of now, if that is larger than what the pageblock is on a list for.
     #[inline(always)]
     pub(crate) fn give(&self, index: u32, order: Order) -> Option<Order> {
-        self.flip(index, order, false);
-        // One more than the order of the list: the smallest order that counts.
-        let counts = self.words().list.load(Relaxed) as u8;
-        if self.is_free(index, counts) { self.larger(index, order, counts) } else { None }
+        one_step(|| {
+            self.flip(index, order, false);
+            // One more than the order of the list: the smallest order that counts.
+            let counts = self.words().list.load(Relaxed) as u8;
+            if self.is_free(index, counts) { self.larger(index, order, counts) } else { None }
+        })
     }
 
     /// The order of the free buddy block with page `index`, which has at least `order`, if it is at least `counts`.
@@ -127,44 +134,48 @@ impl<'s> FreeArea<'s> {
             return bits & mask == mask;
         }
         let parts = 1_usize << (order - PART_ORDER.get());
-        let first = index as usize / PART_PAGES & !(parts - 1);
+        let first = (index as usize / PART_PAGES) & !(parts - 1);
         bits == u32::MAX && (first..first + parts).all(|part| self.bits(part) == u32::MAX)
     }
 
     /// Takes the buddy block of `order`, which is free by its bits, at page `index`.
     #[inline]
     pub(crate) fn take(&self, index: u32, order: Order) {
-        self.flip(index, order, true);
+        one_step(|| self.flip(index, order, true));
     }
 
     /// Takes the lowest free pages, all of one aligned range of 2^`order`, at most 64: the first page of the 64 that the
     /// range lies in, and a bit for each page.
     #[inline]
     pub(crate) fn take_lowest(&self, order: Order) -> Option<(u32, u64)> {
-        let part = (0..PARTS).find(|&part| self.bits(part) != 0)? & !1;
-        let all = u64::from(self.bits(part)) | u64::from(self.bits(part + 1)) << u32::BITS;
-        let range = u64::MAX >> (u64::BITS - order.pages());
-        let bits = all & range << (all.trailing_zeros() & !(order.pages() - 1));
-        self.word(part).store((all & !bits) as u32, Relaxed);
-        self.word(part + 1).store(((all & !bits) >> u32::BITS) as u32, Relaxed);
-        Some(((part * PART_PAGES) as u32, bits))
+        one_step(|| {
+            let part = (0..PARTS).find(|&part| self.bits(part) != 0)? & !1;
+            let all = u64::from(self.bits(part)) | u64::from(self.bits(part + 1)) << u32::BITS;
+            let range = u64::MAX >> (u64::BITS - order.pages());
+            let bits = all & range << (all.trailing_zeros() & !(order.pages() - 1));
+            self.set_bits(part, (all & !bits) as u32);
+            self.set_bits(part + 1, ((all & !bits) >> u32::BITS) as u32);
+            Some(((part * PART_PAGES) as u32, bits))
+        })
     }
 
     /// Makes pages free: those of `bits` in the aligned range of 64 pages from page `index` on.
     pub(crate) fn give_some(&self, index: u32, bits: u64) {
-        let part = index as usize / PART_PAGES;
-        for (part, set) in [(part, bits as u32), (part + 1, (bits >> u32::BITS) as u32)] {
-            let before = self.bits(part);
-            if before & set != 0 {
-                other_bits(index, Order::PAGE, before & set, 0);
+        one_step(|| {
+            let part = index as usize / PART_PAGES;
+            for (part, set) in [(part, bits as u32), (part + 1, (bits >> u32::BITS) as u32)] {
+                let before = self.bits(part);
+                if before & set != 0 {
+                    other_bits(index, Order::PAGE, before & set, 0);
+                }
+                self.set_bits(part, before | set);
             }
-            self.word(part).store(before | set, Relaxed);
-        }
+        });
     }
 
     /// Takes all pages that are free by their bits.
     pub(crate) fn clear(&self) {
-        (0..PARTS).for_each(|part| self.word(part).store(0, Relaxed));
+        one_step(|| (0..PARTS).for_each(|part| self.set_bits(part, 0)));
     }
 
     /// The order of the largest free buddy block around the one of `order` at page `index`, which is free by its bits.
@@ -177,56 +188,64 @@ impl<'s> FreeArea<'s> {
     /// The state that a tail of the pageblock means: the head of a free buddy block, if page `index` is the first one
     /// of it, or a page of a per-CPU list's run.
     pub(crate) fn state_of_tail(&self, index: u32) -> PageState {
-        if self.bits(index as usize / PART_PAGES) >> (index % PART_PAGES as u32) & 1 == 0 {
-            return PageState::new(Kind::Pcp, Order::PAGE);
-        }
-        PageState::new(Kind::Free, self.around(index, Order::PAGE))
+        one_step(|| {
+            if self.bits(index as usize / PART_PAGES) >> (index % PART_PAGES as u32) & 1 == 0 {
+                return PageState::new(Kind::Pcp, Order::PAGE);
+            }
+            PageState::new(Kind::Free, self.around(index, Order::PAGE))
+        })
     }
 
     /// The largest order of the buddy blocks that are free by their bits.
     pub(crate) fn largest(&self) -> Option<Order> {
-        let mut whole = 0;
-        let mut largest = None;
-        for part in 0..PARTS {
-            match self.bits(part) {
-                0 => {}
-                u32::MAX => whole |= 1 << part,
-                bits => largest = largest.max(Some(largest_in(bits))),
+        one_step(|| {
+            let mut whole = 0;
+            let mut largest = None;
+            for part in 0..PARTS {
+                match self.bits(part) {
+                    0 => {}
+                    u32::MAX => whole |= 1 << part,
+                    bits => largest = largest.max(Some(largest_in(bits))),
+                }
             }
-        }
-        let order = if whole == 0 { largest? } else { PART_ORDER.get() + largest_in(whole) };
-        Some(Order::new(order))
+            let order = if whole == 0 { largest? } else { PART_ORDER.get() + largest_in(whole) };
+            Some(Order::new(order))
+        })
     }
 
     /// The lowest buddy block of `order`, below that of a pageblock, that is free by its bits.
     pub(crate) fn find(&self, order: Order) -> Option<u32> {
-        if order >= PART_ORDER {
-            let runs = runs(self.whole_parts(), order.get() - PART_ORDER.get());
-            return (runs != 0).then(|| runs.trailing_zeros() * PART_PAGES as u32);
-        }
-        (0..PARTS).find_map(|part| {
-            let runs = runs(self.bits(part), order.get());
-            (runs != 0).then(|| (part * PART_PAGES) as u32 + runs.trailing_zeros())
+        one_step(|| {
+            if order >= PART_ORDER {
+                let runs = runs(self.whole_parts(), order.get() - PART_ORDER.get());
+                return (runs != 0).then(|| runs.trailing_zeros() * PART_PAGES as u32);
+            }
+            (0..PARTS).find_map(|part| {
+                let runs = runs(self.bits(part), order.get());
+                (runs != 0).then(|| (part * PART_PAGES) as u32 + runs.trailing_zeros())
+            })
         })
     }
 
     /// Number of pages that are free by their bits.
     pub(crate) fn pages(&self) -> u32 {
-        (0..PARTS).map(|part| self.bits(part).count_ones()).sum()
+        one_step(|| (0..PARTS).map(|part| self.bits(part).count_ones()).sum())
     }
 
     /// Number of the buddy blocks of each order that the bits make.
     pub(crate) fn blocks(&self) -> [u32; Order::PAGEBLOCK.index()] {
-        let mut blocks = [0; Order::PAGEBLOCK.index()];
-        let mut index = 0;
-        while index < PAGEBLOCK_PAGES {
-            let state = self.state_of_tail(index);
-            if state.kind() == Kind::Free {
-                blocks[state.order().index() % blocks.len()] += 1;
+        one_step(|| {
+            let mut blocks = [0; Order::PAGEBLOCK.index()];
+            let mut index = 0;
+            while index < PAGEBLOCK_PAGES {
+                let state = self.state_of_tail(index);
+                if state.kind() == Kind::Free {
+                    blocks[state.order().index() % blocks.len()] += 1;
+                }
+                index += state.order().pages();
             }
-            index += state.order().pages();
-        }
-        blocks
+            blocks
+        })
     }
 }
 

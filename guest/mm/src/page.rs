@@ -97,7 +97,7 @@ pub(crate) const PARTS: usize = PAGEBLOCK_PAGES as usize / PART_PAGES;
 #[inline]
 pub(crate) const fn part_of(index: usize) -> usize {
     const IN_PAGEBLOCK: usize = PAGEBLOCK_PAGES as usize - 1;
-    let turn = (index >> PAGEBLOCK_ORDER) * PARTS & IN_PAGEBLOCK;
+    let turn = ((index >> PAGEBLOCK_ORDER) * PARTS) & IN_PAGEBLOCK;
     (index & !IN_PAGEBLOCK) | turn | (index / PART_PAGES % PARTS)
 }
 
@@ -216,10 +216,27 @@ impl Page {
         parts.iter().take(1).for_each(written::made);
     }
 
-    /// The states that lie in this struct page.
+    /// Whether each of the pages `range` of the pageblock with the states `parts` is a tail, or was never written and may
+    /// be `untouched`. A plain loop, because hosted builds look at very many.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn states(&self) -> impl ExactSizeIterator<Item = PageState> + '_ {
-        self.states.iter().map(|state| PageState::from_bits(state.load(Acquire)))
+    pub(crate) fn are_tails(parts: &[Self; PARTS], range: core::ops::Range<usize>, untouched: bool) -> bool {
+        let tail = PageState::new(Kind::Tail, Order::PAGE).bits();
+        let least = if untouched { 0 } else { tail };
+        one_step(|| {
+            let mut other = false;
+            for index in range {
+                let state = parts[index / PART_PAGES % PARTS].states[index % PART_PAGES].load(Relaxed);
+                other |= state < least || state > tail;
+            }
+            !other
+        })
+    }
+
+    /// Whether the states of all pages of a pageblock were written.
+    #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+    pub(crate) fn are_written(parts: &[Self; PARTS]) -> bool {
+        let states = || parts.iter().flat_map(|part| &part.states);
+        one_step(|| states().all(|state| state.load(Relaxed) != 0))
     }
 
     /// Makes it an unused page of device memory of `pgmap`; its state is set by

@@ -57,6 +57,8 @@ crate::sync::thread_local! {
 const LOST: u64 = 0xdead_dead_dead_dead;
 /// That a pageblock of a memmap is full of garbage, as a meaning of [`Seen`].
 const GARBAGE: u32 = u32::MAX;
+/// That it is all zero.
+const ZERO: u32 = u32::MAX - 1;
 const STEPS: usize = FaultStep::ALL.len();
 
 /// The steps of one CPU. They nest: the use of per-CPU lists is a step, alone or in a step of the job loop.
@@ -306,8 +308,11 @@ impl Window {
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         let window = Self { start, layout };
-        // Another window may have lain there.
-        (0..pages).step_by(PAGEBLOCK_PAGES as usize).for_each(|index| written::made(window.page(index)));
+        for first in (0..pages).step_by(PAGEBLOCK_PAGES as usize).map(|index| window.page(index)) {
+            // Another window may have lain there.
+            written::made(first);
+            Seen::now(first, ZERO).note();
+        }
         window
     }
 
@@ -576,45 +581,46 @@ impl Sim {
     }
 
     fn clear(&self, section: SectionNr) {
-        for page in self.memmap_words(section).chunks_exact(size_of::<Page>() / 8) {
-            // A page that was never written must take no host memory.
-            if page.iter().fold(0, |bits, word| bits | word.load(core::sync::atomic::Ordering::Relaxed)) != 0
-            {
-                page.iter().for_each(|word| word.store(0, core::sync::atomic::Ordering::Relaxed));
+        for (first, pageblock) in self.pageblock_words(section) {
+            // Most of a memmap was never written.
+            if Seen::now(first, ZERO).is_known() {
+                continue;
             }
+            // Memory that was never written must not be taken from the host.
+            for word in pageblock.iter().filter(|word| word.load(core::sync::atomic::Ordering::Relaxed) != 0)
+            {
+                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            }
+            written::made(first);
+            Seen::now(first, ZERO).note();
         }
-        self.pageblocks(section).for_each(written::made);
     }
 
     /// Fills the memmap of `section` with garbage.
     fn scribble(&self, section: SectionNr) {
         let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst);
-        let words = PAGEBLOCK_PAGES as usize * size_of::<Page>() / 8;
-        for (first, pageblock) in self.pageblocks(section).zip(self.memmap_words(section).chunks_exact(words))
-        {
+        for (first, pageblock) in self.pageblock_words(section) {
             // Most of a memmap is still full of garbage when it is mapped again.
             if Seen::now(first, GARBAGE).is_known() {
                 continue;
             }
-            for page in pageblock.chunks_exact(size_of::<Page>() / 8) {
-                for at in page {
-                    word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    // Each byte may be a state, and kind 10 is none.
-                    let garbage = (word ^ word >> 32) & !0x0f0f_0f0f_0f0f_0f0f | 0x0a0a_0a0a_0a0a_0a0a;
-                    at.store(garbage, core::sync::atomic::Ordering::Relaxed);
-                }
+            for at in pageblock {
+                word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                // Each byte may be a state, and kind 10 is none.
+                let garbage = (word ^ word >> 32) & !0x0f0f_0f0f_0f0f_0f0f | 0x0a0a_0a0a_0a0a_0a0a;
+                at.store(garbage, core::sync::atomic::Ordering::Relaxed);
             }
             written::made(first);
             Seen::now(first, GARBAGE).note();
         }
     }
 
-    /// The first struct page of each pageblock of `section`.
-    fn pageblocks(&self, section: SectionNr) -> impl Iterator<Item = &Page> {
+    /// The first struct page of each pageblock of `section`, and the words of its struct pages.
+    fn pageblock_words(&self, section: SectionNr) -> impl Iterator<Item = (&Page, &[AtomicU64])> {
+        let words = PAGEBLOCK_PAGES as usize * size_of::<Page>() / 8;
         let first = section.start().get() as usize;
-        (first..first + SECTION_PAGES as usize)
-            .step_by(PAGEBLOCK_PAGES as usize)
-            .map(|page| self.window.page(page))
+        let pages = (first..).step_by(PAGEBLOCK_PAGES as usize).map(|page| self.window.page(page));
+        self.memmap_words(section).chunks_exact(words).zip(pages).map(|(words, first)| (first, words))
     }
 
     fn memmap_words(&self, section: SectionNr) -> &[AtomicU64] {

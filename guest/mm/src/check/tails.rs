@@ -7,9 +7,8 @@
 //! written where the memmap was zero.
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::page::{Kind, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::sparse::SectionPages;
-use crate::sync::one_step;
 use crate::sync::written::Seen;
 
 /// A walk over the tails of a section.
@@ -62,15 +61,11 @@ impl<'s> Tails<'s> {
         if tails.is_empty() {
             return;
         }
-        let (first, pageblock) = (tails.start().in_pageblock() as usize, tails.start().pageblock());
-        let tail = PageState::new(Kind::Tail, Order::PAGE);
-        let sparse = self.pages.section().is_sparse();
-        let is_other =
-            |state| state != tail && !(sparse && state == PageState::new(Kind::Uninit, Order::PAGE));
-        let states = self.pages.states(pageblock).skip(first).take(tails.pages() as usize);
+        let first = tails.start().in_pageblock() as usize;
+        let parts = self.pages.parts(tails.start().pageblock());
+        let untouched = self.pages.section().is_sparse();
         // Nearly all are tails.
-        let others = one_step(|| states.filter(|&state| is_other(state)).count());
-        if others > 0 {
+        if !Page::are_tails(parts, first..first + tails.pages() as usize, untouched) {
             tails.frames().for_each(|pfn| self.check_tail(pfn, head, order));
         }
     }

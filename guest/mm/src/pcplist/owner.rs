@@ -111,9 +111,13 @@ impl PcpZone {
             };
         }
         list.count.store(list.count() - (blocks - left), Relaxed);
-        if order == Order::PAGE && left > 0 {
+        if left == 0 {
+            return;
+        }
+        if order == Order::PAGE {
             self.flush_runs(&mut guard);
         }
+        assert_eq!(list.count(), 0, "blocks of {order:?} counted on a per-CPU list that is empty");
     }
 
     /// Moves the runs of single pages to the buddy allocator.
@@ -142,7 +146,10 @@ fn flush_list(first: &LinkCell, guard: &mut ZoneGuard<'_>, order: Order, most: u
         left -= 1;
         if variant::is(Variant::FlushStaleType) {
             page.set_state(PageState::new(Kind::Tail, Order::PAGE));
-            guard.insert(FreeBlock::new(pages, pfn, order, MigrateType::Movable), Place::Head);
+            let block = FreeBlock::new(pages, pfn, order, MigrateType::Movable);
+            if order == Order::PAGEBLOCK || guard.give(&block, Place::Head) {
+                guard.insert(block.whole_pageblock(), Place::Head);
+            }
         } else {
             guard.free_and_merge(pages, pfn, order, Place::Head);
         }

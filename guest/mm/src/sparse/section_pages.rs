@@ -8,12 +8,8 @@ use core::ops::Range;
 
 use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn, SECTION_PAGES, SectionNr};
 use crate::free_area::FreeArea;
-#[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
-use crate::page::Kind;
 use crate::page::{PARTS, Page, PageRef, PageState, part_of};
 use crate::sparse::Section;
-#[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
-use crate::sync::one_step;
 
 /// The pages of one section. The section was checked when this was made: a look-up checks nothing.
 #[derive(Clone, Copy)]
@@ -51,12 +47,6 @@ impl<'s> SectionPages<'s> {
         FreeArea::new(self.parts(pageblock))
     }
 
-    /// The states of pageblock `pageblock`, ascending.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn states(&self, pageblock: u32) -> impl Iterator<Item = PageState> + use<'s> {
-        self.parts(pageblock).iter().flat_map(Page::states)
-    }
-
     /// Checks that every page means something: it was written for the section's zone, or the memmap is known to be
     /// zero where it was not.
     #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
@@ -65,10 +55,10 @@ impl<'s> SectionPages<'s> {
             return;
         }
         for pageblock in 0..crate::SECTION_PAGEBLOCKS {
-            let states = one_step(|| self.states(pageblock).position(|state| state.kind() == Kind::Uninit));
-            assert_eq!(
-                states, None,
-                "page of pageblock {pageblock} of {:?}, which is called initialised, was not written",
+            let known = Page::are_written(self.parts(pageblock));
+            assert!(
+                known,
+                "pageblock {pageblock} of {:?}, which is called initialised, was not written",
                 self.nr
             );
         }
