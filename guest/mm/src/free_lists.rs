@@ -84,27 +84,6 @@ impl FreeLists {
         self.pages[mt.index()]
     }
 
-    /// Number of buddy blocks by order and migrate type. Looks at each pageblock that is free in part.
-    pub(crate) fn free_blocks(&self, sparse: &Sparse) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        let mut blocks = [[0; MigrateType::COUNT]; Order::COUNT];
-        for (mt, lists) in self.lists.iter().enumerate() {
-            let (parts, whole) = lists.split_at(Order::PAGEBLOCK.index());
-            for (list, blocks) in whole.iter().zip(&mut blocks[Order::PAGEBLOCK.index()..]) {
-                blocks[mt] = list.len;
-            }
-            for list in parts {
-                let mut at = list.first;
-                while let Some(pfn) = at.pageblock() {
-                    let area = sparse.area(pfn);
-                    let of_area = area.blocks().into_iter().zip(&mut blocks);
-                    of_area.for_each(|(count, blocks)| blocks[mt] += count);
-                    at = area.words().after();
-                }
-            }
-        }
-        blocks
-    }
-
     /// Smallest order of at least `order` on whose list of type `mt` a pageblock is.
     #[inline]
     pub(crate) fn smallest(&self, order: Order, mt: MigrateType) -> Option<Order> {

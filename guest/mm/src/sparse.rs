@@ -37,7 +37,6 @@ mod state;
 use core::ptr::NonNull;
 
 use crate::addr::{Pfn, SectionNr};
-use crate::free_area::FreeArea;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::page::{Page, PageRef, part_of};
 use crate::pageblock::PageblockFlags;
@@ -337,16 +336,6 @@ impl Sparse {
         self.page_and_section(pfn).0
     }
 
-    /// The free buddy blocks of the pageblock of `pfn`.
-    ///
-    /// # Panics
-    /// When the section has no initialised memmap.
-    #[inline]
-    pub(crate) fn area(&self, pfn: Pfn) -> FreeArea<'_> {
-        let Some(pages) = self.pages(pfn.section()) else { no_page(pfn) };
-        pages.area(pfn.pageblock())
-    }
-
     /// As [`page`](Self::page), and its section.
     #[inline]
     pub(crate) fn page_and_section(&self, pfn: Pfn) -> (PageRef<'_>, &Section) {
@@ -372,17 +361,6 @@ impl Sparse {
             return None;
         }
         Some(self.view(nr, section))
-    }
-
-    /// The pages of section `nr`, if it is online.
-    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
-        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
-    }
-
-    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
-    /// frames.
-    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<PageRef<'_>> {
-        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 
     /// The pages of section `nr`, which is Present, for the owner to initialise.

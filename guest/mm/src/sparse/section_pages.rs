@@ -9,7 +9,7 @@ use core::ops::Range;
 use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn, SECTION_PAGES, SectionNr};
 use crate::free_area::FreeArea;
 use crate::page::{PARTS, Page, PageRef, PageState, part_of};
-use crate::sparse::Section;
+use crate::sparse::{Section, SectionState, Sparse, no_page};
 
 /// The pages of one section. The section was checked when this was made: a look-up checks nothing.
 #[derive(Clone, Copy)]
@@ -107,5 +107,28 @@ impl<'s> SectionPages<'s> {
             }
             Some((head, state))
         })
+    }
+}
+
+impl Sparse {
+    /// The free buddy blocks of the pageblock of `pfn`.
+    ///
+    /// # Panics
+    /// When the section has no initialised memmap.
+    #[inline]
+    pub(crate) fn area(&self, pfn: Pfn) -> FreeArea<'_> {
+        let Some(pages) = self.pages(pfn.section()) else { no_page(pfn) };
+        pages.area(pfn.pageblock())
+    }
+
+    /// The pages of section `nr`, if it is online.
+    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
+        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
+    }
+
+    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
+    /// frames.
+    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<PageRef<'_>> {
+        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 }

@@ -90,9 +90,25 @@ impl<'m> ZoneGuard<'m> {
         self.lists.take_lowest(self.sparse, block)
     }
 
-    /// See [`FreeLists::free_blocks`].
+    /// Number of free buddy blocks by order and migrate type. Looks at each pageblock that is free in part.
     pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.lists.free_blocks(self.sparse)
+        let mut blocks = [[0; MigrateType::COUNT]; Order::COUNT];
+        for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
+            for order in (0..Order::COUNT as u8).map(Order::new) {
+                if order >= Order::PAGEBLOCK {
+                    blocks[order.index()][mt.index()] = self.len(order, mt);
+                    continue;
+                }
+                let mut at = self.first(order, mt);
+                while let Some(pfn) = at {
+                    let area = self.sparse.area(pfn);
+                    let of_area = area.blocks().into_iter().zip(&mut blocks);
+                    of_area.for_each(|(count, blocks)| blocks[mt.index()] += count);
+                    at = area.words().after().pageblock();
+                }
+            }
+        }
+        blocks
     }
 
     /// See [`FreeLists::set_reported`].
