@@ -142,6 +142,12 @@ impl Pfn {
         (self.0 & (SECTION_PAGES - 1)) as usize
     }
 
+    /// Index of the frame in its pageblock, below [`PAGEBLOCK_PAGES`].
+    #[must_use]
+    pub(crate) const fn in_pageblock(self) -> u32 {
+        self.0 & (PAGEBLOCK_PAGES - 1)
+    }
+
     /// Index of the frame's pageblock in its section, below [`SECTION_PAGEBLOCKS`].
     #[must_use]
     pub const fn pageblock(self) -> u32 {

@@ -8,7 +8,7 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, Pfn, PfnRange};
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::page::{Kind, PageState};
@@ -19,28 +19,47 @@ use crate::zone::ZoneGuard;
 impl<'m> ZoneGuard<'m> {
     /// Frees the buddy block of `order` at `pfn`, merging it with its buddies as far as they are free
     /// (Linux `__free_one_page`). The page's state is anything but `Free`.
+    #[inline(always)]
     pub(crate) fn free_and_merge(&mut self, pages: SectionPages<'_>, pfn: Pfn, order: Order, place: Place) {
+        let block = FreeBlock::of_pageblock(pages, pfn, order);
+        if order >= Order::PAGEBLOCK {
+            return self.free_pageblocks(block, place);
+        }
+        block.head().set_state(PageState::new(Kind::Tail, Order::PAGE));
+        if self.give(&block, place) {
+            self.free_pageblocks(block.whole_pageblock(), place);
+        }
+    }
+
+    /// Frees the single pages of `bits` in the aligned range of 64 pages from `pfn` on, which are tails.
+    pub(crate) fn free_some(&mut self, pages: SectionPages<'_>, pfn: Pfn, bits: u64) {
+        let block = FreeBlock::of_pageblock(pages, pfn, Order::PAGE);
+        if self.give_some(&block, bits) {
+            self.free_pageblocks(block.whole_pageblock(), Place::Head);
+        }
+    }
+
+    /// Frees `block`, a pageblock or more, and merges it with its buddies.
+    #[inline(never)]
+    fn free_pageblocks(&mut self, block: FreeBlock<'_>, place: Place) {
+        let (pages, mt) = (block.section_pages(), block.migrate_type());
         let flags = &pages.section().pageblocks;
-        let mut block = FreeBlock::of_pageblock(pages, pfn, order);
-        let mt = block.migrate_type();
+        let mut block = block;
         while block.order() < Order::MAX {
             let buddy = block.pfn().buddy(block.order());
             if !pages.page(buddy).state().is(Kind::Free, block.order()) {
                 break;
             }
-            let mut buddy_mt = mt;
-            if block.order() >= Order::PAGEBLOCK {
-                buddy_mt = flags.migrate_type(buddy.pageblock());
-                if (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate) {
-                    break;
-                }
+            let buddy_mt = flags.migrate_type(buddy.pageblock());
+            if (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate) {
+                break;
             }
             let buddy = self.remove(FreeBlock::new(pages, buddy, block.order(), buddy_mt));
             if buddy_mt != mt {
                 flags.set_type(buddy.pfn().pageblock(), mt);
             }
             let (merged, upper) = block.merge(buddy.pfn());
-            upper.set_state(PageState::new(Kind::Tail, Order::PAGE, self.zone()));
+            upper.set_state(PageState::new(Kind::Tail, Order::PAGE));
             block = merged;
         }
         self.insert(block, place);
@@ -71,10 +90,15 @@ impl<'m> ZoneGuard<'m> {
         self.free_and_merge(pages, first, Order::PAGEBLOCK, Place::Tail);
     }
 
-    /// Keeps the first 2^`to` pages of `block`, which is on no list, and frees the rest (Linux `expand`).
+    /// Keeps the first 2^`to` pages of `block`, which is not free any more, and frees the rest (Linux `expand`). The
+    /// caller gives the first page its state.
     #[inline]
     pub(crate) fn split_to<'s>(&mut self, block: FreeBlock<'s>, to: Order) -> FreeBlock<'s> {
         let mut kept = block;
+        if to < Order::PAGEBLOCK && kept.order() >= Order::PAGEBLOCK {
+            // From now on the pages of the pageblock are free by their bits.
+            kept.head().set_state(PageState::new(Kind::Tail, Order::PAGE));
+        }
         while kept.order() > to {
             let (lower, upper) = kept.split();
             self.insert(upper, Place::Head);
@@ -83,12 +107,19 @@ impl<'m> ZoneGuard<'m> {
         kept
     }
 
-    /// Takes the first buddy block on the list of `order` and type `mt` off it.
+    /// Takes the first buddy block of `order` off the first pageblock on the list of `list`, at least `order`, and type
+    /// `mt`; from the order of a pageblock on, the one of the order of the list.
     #[inline]
-    pub(crate) fn take_first(&mut self, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
-        let pfn = self.first(order, mt)?;
-        let pages = self.section_pages(pfn);
-        Some(self.remove(FreeBlock::new(pages, pfn, order, mt)))
+    pub(crate) fn take_first(&mut self, list: Order, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
+        let first = self.first(list, mt)?;
+        let pages = self.section_pages(first);
+        if list >= Order::PAGEBLOCK {
+            return Some(self.remove(FreeBlock::new(pages, first, list, mt)));
+        }
+        let index = pages.area(first.pageblock()).find(order);
+        let index =
+            index.unwrap_or_else(|| panic!("{first:?} on the list of {list:?} has no free {order:?}"));
+        Some(self.remove(FreeBlock::new(pages, first.add(index), order, mt)))
     }
 
     /// Splits the free block of the largest order that covers pageblock `pageblock`, if there is one,
@@ -105,11 +136,9 @@ impl<'m> ZoneGuard<'m> {
     /// Moves the free blocks of the pageblocks `pageblocks`, none of which reaches beyond them, to the
     /// lists of type `to` (Linux `__move_freepages_block`). The caller sets the pageblocks' types.
     pub(crate) fn move_free(&mut self, pages: SectionPages<'_>, pageblocks: &Range<u32>, to: MigrateType) {
-        for (pfn, state) in pages.blocks(pageblocks) {
-            if state.kind() == Kind::Free {
-                let block = self.remove(FreeBlock::of_pageblock(pages, pfn, state.order()));
-                self.insert(block.retyped(to), Place::Tail);
-            }
+        for pageblock in pageblocks.clone() {
+            let from = pages.section().pageblocks.migrate_type(pageblock);
+            self.retype(pages.nr().start().add(pageblock << PAGEBLOCK_ORDER), from, to);
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::Mm;
 use crate::added_block::memmap_pageblocks;
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES};
 use crate::deferred::Claims;
+use crate::free_area::FreeArea;
 use crate::free_lists::FreeLists;
 use crate::migrate::Owners;
 use crate::node::ZoneId;
@@ -111,7 +112,7 @@ impl<P: Platform> Mm<P> {
         assert_eq!(of.spanned(), span, "{zone:?}: span, reach of sections");
         assert_eq!(of.free(), buddy.free(), "{zone:?}: published number of free pages, pages on lists");
         assert_eq!(buddy.free_blocks(), tally.free, "{zone:?}: blocks on lists, blocks in sections");
-        buddy.check_lists(&self.sparse, zone);
+        buddy.check_lists(&self.sparse);
         tally.looked_at
     }
 }
@@ -119,7 +120,7 @@ impl<P: Platform> Mm<P> {
 fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
     for (pfn, page, order) in lists.iter() {
-        assert_eq!(page.state(), listed(order, zone), "{pfn:?} on a per-CPU list");
+        assert!(page.state() == listed(order) || page.state().is_tail(), "{pfn:?} on a per-CPU list");
         count += order.pages();
     }
     assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
@@ -131,14 +132,13 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
     #[cfg(any(test, feature = "sim"))]
-    let mut tails = tails::Tails::new(pages, zone);
+    let mut tails = tails::Tails::new(pages);
     let mut pfn = frames.start();
     while pfn < frames.end() {
-        let state = pages.page(pfn).state();
+        let state = pages.block(pfn);
         let (kind, order) = (state.kind(), state.order());
         let block = u64::from(order.pages());
         assert!(pfn.is_aligned(order), "{pfn:?} is no place for {state:?}");
-        assert_eq!(state.unreported().zone(), zone, "zone of {pfn:?}");
         assert!(!state.is_reported() || kind == Kind::Free, "{pfn:?} is reported, and is {state:?}");
         match kind {
             Kind::Uninit | Kind::Tail => panic!("{pfn:?} should begin a block, and is {state:?}"),
@@ -183,7 +183,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
 
 /// Checks an allocated buddy block: its holder's word can be read, and an owner is a registered one.
 fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
-    if let Holder::Owned { owner, index } = pages.page(pfn).holder() {
+    if let Holder::Owned { owner, index } = pages.page(pfn).holder(pages.page(pfn).state()) {
         assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
         assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, which is not registered");
     }
@@ -201,47 +201,59 @@ fn check_free(pages: SectionPages<'_>, pfn: Pfn, order: Order) -> MigrateType {
         let buddy = pfn.buddy(order);
         let buddy_mt = flags.migrate_type(buddy.pageblock());
         let apart = (mt == MigrateType::Isolate) != (buddy_mt == MigrateType::Isolate);
-        let both_free = pages.page(buddy).state().is(Kind::Free, order);
+        let both_free = order >= Order::PAGEBLOCK && pages.page(buddy).state().is(Kind::Free, order);
         assert!(apart || !both_free, "{pfn:?} and {buddy:?}, order {order:?}, are both free");
     }
     mt
 }
 
 impl FreeLists {
-    /// Follows every list and compares the list with its pages.
-    fn check_lists(&self, sparse: &crate::Sparse, zone: ZoneId) {
-        let blocks = self.free_blocks();
+    /// Follows every list and compares it with its pageblocks.
+    fn check_lists(&self, sparse: &crate::Sparse) {
         for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
-            let mut total = 0;
+            let mut pages = 0;
             for order in (0..Order::COUNT as u8).map(Order::new) {
                 let (mut len, mut unreported) = (0, 0);
                 let mut before = None;
                 let mut at = self.first(order, mt);
                 while let Some(pfn) = at {
-                    let page = sparse.page(pfn);
-                    let expected = PageState::new(Kind::Free, order, zone);
-                    let state = page.state();
-                    assert_eq!(state.unreported(), expected, "{pfn:?} on the list of {order:?}, {mt:?}");
-                    assert!(
-                        !state.is_reported() || order >= Order::PAGEBLOCK,
-                        "{pfn:?}, {order:?}, is reported"
+                    let area = sparse.area(pfn);
+                    assert_eq!(
+                        area.words().list(),
+                        Some(order),
+                        "list of {pfn:?} on the list of {order:?}, {mt:?}"
                     );
-                    unreported += u32::from(!state.is_reported());
-                    assert_eq!(page.prev().pfn(), before, "link back from {pfn:?}");
+                    pages += u64::from(check_area(area, sparse.page(pfn).state(), pfn));
+                    unreported += u32::from(!sparse.page(pfn).state().is_reported());
+                    assert_eq!(area.words().before().pageblock(), before, "link back from {pfn:?}");
                     let section = sparse.section(pfn.section()).map(section_type(pfn));
                     assert_eq!(section, Some(mt), "type of the pageblock of {pfn:?}");
-                    (before, at) = (Some(pfn), page.next().pfn());
+                    (before, at) = (Some(pfn), area.words().after().pageblock());
                     len += 1;
                 }
-                assert_eq!(len, blocks[order.index()][mt.index()], "{order:?}, {mt:?}: list");
+                assert_eq!(len, self.len(order, mt), "{order:?}, {mt:?}: list");
                 assert_eq!(unreported, self.unreported(order, mt), "{order:?}, {mt:?}: unreported");
                 assert_eq!(before, self.last(order, mt), "{order:?}, {mt:?}: end of the list");
                 assert_eq!(self.smallest(order, mt) == Some(order), len > 0, "{order:?}, {mt:?}: bit");
-                total += u64::from(len) * u64::from(order.pages());
             }
-            assert_eq!(total, self.pages(mt), "{zone:?}: pages on lists of {mt:?}");
+            assert_eq!(pages, self.pages(mt), "{:?}: pages on lists of {mt:?}", self.zone());
         }
     }
+}
+
+/// Checks the words of a pageblock that is on a list, and returns its free pages. `first` is the state of its first
+/// page, `pfn`.
+fn check_area(area: FreeArea<'_>, first: PageState, pfn: Pfn) -> u32 {
+    if first.kind() == Kind::Free {
+        assert_eq!(
+            (area.words().list(), area.pages()),
+            (Some(first.order()), 0),
+            "list and bits of free {pfn:?}"
+        );
+        return first.order().pages();
+    }
+    assert_eq!(area.words().list(), area.largest(), "list of {pfn:?}, its largest free block");
+    area.pages()
 }
 
 fn section_type(pfn: Pfn) -> impl Fn(&Section) -> MigrateType {

@@ -74,7 +74,7 @@ impl<P: Platform> Hotplug<'_, P> {
         let (zone, parts, policy) =
             (pages.section().zone(), once((pages, pageblocks)), self.mm.options.get().pcp);
         self.mm.take_pageblocks_as(zone, parts, policy, Kind::Allocated, self.held())?;
-        pages.page(nr.pageblocks(&pageblock).start()).set_holder(Holder::Kernel.word());
+        pages.page(nr.pageblocks(&pageblock).start()).hold(Order::PAGEBLOCK, Holder::Kernel);
         Ok(())
     }
 }

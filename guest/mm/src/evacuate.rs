@@ -238,8 +238,8 @@ mod tests {
             let asked = self.asked.fetch_add(1, SeqCst);
             if asked == 0 {
                 let other = Pfn::new(self.other.load(SeqCst));
-                let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone };
-                assert!(mm.free_to_pcp(mm.sparse.page(other), other, of));
+                let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable };
+                assert!(mm.free_to_pcp(mm.sparse.page(other), other, zone, of));
             } else {
                 mm.drain_pcp(zone, &HotplugHeld::without_mm());
             }

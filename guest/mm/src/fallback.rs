@@ -29,7 +29,7 @@ impl<'m> ZoneGuard<'m> {
     #[inline]
     fn rmqueue_smallest(&mut self, order: Order, mt: MigrateType) -> Option<FreeBlock<'m>> {
         let from = self.smallest(order, mt)?;
-        let block = self.take_first(from, mt)?;
+        let block = self.take_first(from, order, mt)?;
         Some(self.split_to(block, order))
     }
 
@@ -42,7 +42,7 @@ impl<'m> ZoneGuard<'m> {
         };
         let from = self.largest(order, other)?;
         if from >= Order::PAGEBLOCK {
-            let block = self.take_first(from, other)?;
+            let block = self.take_first(from, from, other)?;
             return Some(self.claim_free(block, order, mt));
         }
         let worth_a_look = mt == MigrateType::Unmovable || from >= CLAIM_ORDER;
@@ -85,7 +85,7 @@ fn compatible_pages(pages: SectionPages<'_>, range: &Range<u32>, mt: MigrateType
         .blocks(range)
         .filter(|(pfn, state)| match state.kind() {
             Kind::Free => true,
-            Kind::Allocated => compatible(pages.page(*pfn).holder()),
+            Kind::Allocated => compatible(pages.page(*pfn).holder(*state)),
             _ => false,
         })
         .map(|(_, state)| state.order().pages().min(PAGEBLOCK_PAGES))

@@ -12,7 +12,8 @@
 use core::ops::Range;
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::page::Page;
+use crate::free_area::FreeArea;
+use crate::page::PageRef;
 use crate::pageblock::MigrateType;
 use crate::sparse::SectionPages;
 
@@ -64,8 +65,14 @@ impl<'s> FreeBlock<'s> {
 
     /// Its first page.
     #[inline]
-    pub(crate) fn head(&self) -> &'s Page {
+    pub(crate) fn head(&self) -> PageRef<'s> {
         self.pages.page(self.pfn)
+    }
+
+    /// The free buddy blocks of the pageblock that it lies or begins in.
+    #[inline]
+    pub(crate) fn area(&self) -> FreeArea<'s> {
+        self.pages.area(self.pfn.pageblock())
     }
 
     /// Its frames.
@@ -89,9 +96,14 @@ impl<'s> FreeBlock<'s> {
     /// The buddy block that it makes with its buddy, which begins at `buddy`, and the head of the upper half,
     /// which becomes a tail.
     #[inline]
-    pub(crate) fn merge(self, buddy: Pfn) -> (Self, &'s Page) {
+    pub(crate) fn merge(self, buddy: Pfn) -> (Self, PageRef<'s>) {
         let upper = self.pages.page(self.pfn.max(buddy));
         (Self { pfn: self.pfn.min(buddy), order: self.order.up(), ..self }, upper)
+    }
+
+    /// The pageblock that it lies in.
+    pub(crate) fn whole_pageblock(&self) -> Self {
+        Self { pfn: self.pfn.align_down(Order::PAGEBLOCK), order: Order::PAGEBLOCK, ..*self }
     }
 
     /// The same buddy block as one of type `mt`.

@@ -115,7 +115,7 @@ impl Stuck {
 /// The holder of the buddy block with head `pfn`, which is not free.
 fn holder_of(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> Holder {
     match state.kind() {
-        Kind::Allocated => pages.page(pfn).holder(),
+        Kind::Allocated => pages.page(pfn).holder(state),
         Kind::Pcp => Holder::Unclaimed,
         Kind::Memmap => Holder::Memmap,
         _ => Holder::Reserved,
@@ -128,11 +128,11 @@ fn holder_of(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> Holder {
 fn is_unmovable(pages: SectionPages<'_>, pfn: Pfn, state: PageState) -> bool {
     match state.kind() {
         Kind::Free | Kind::Pcp | Kind::Offline => false,
-        Kind::Allocated => match pages.page(pfn).holder() {
+        Kind::Allocated => match pages.page(pfn).holder(state) {
             Holder::Owned { .. } => false,
             // The host returns it soon; until then nobody else may have it.
             Holder::Tagged(_) | Holder::Lent => true,
-            _ => state.zone().zone_type() != ZoneType::Movable,
+            _ => pages.section().zone().zone_type() != ZoneType::Movable,
         },
         _ => true,
     }
@@ -180,11 +180,12 @@ impl ZoneGuard<'_> {
     /// allocated.
     fn undo_isolate(&mut self, pages: SectionPages<'_>, window: &Range<u32>) {
         self.set_isolated(pages, window, false);
-        for (pfn, state) in pages.blocks(window) {
-            if state.kind() == Kind::Free {
-                let block = FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate);
-                // Freed anew rather than moved: a whole pageblock merges with its buddy.
-                let block = self.remove(block);
+        for pageblock in window.clone() {
+            let first = pages.nr().pageblocks(&(pageblock..pageblock + 1)).start();
+            self.retype(first, MigrateType::Isolate, pages.section().pageblocks.migrate_type(pageblock));
+            if pages.page(first).state().is(Kind::Free, Order::PAGEBLOCK) {
+                // Freed anew: it merges with its buddy.
+                let block = self.remove(FreeBlock::of_pageblock(pages, first, Order::PAGEBLOCK));
                 self.free_and_merge(pages, block.pfn(), block.order(), Place::Tail);
             }
         }
@@ -193,17 +194,18 @@ impl ZoneGuard<'_> {
     /// Takes the pages of the isolated `window`, all of them free, off the free lists and ends the
     /// isolation. Each pageblock is one buddy block of `kind` then, without a holder.
     fn take_isolated(&mut self, pages: SectionPages<'_>, window: &Range<u32>, kind: Kind) {
-        let tail = PageState::new(Kind::Tail, Order::PAGE, self.zone());
-        let taken = PageState::new(kind, Order::PAGEBLOCK, self.zone());
+        let tail = PageState::new(Kind::Tail, Order::PAGE);
+        let taken = PageState::new(kind, Order::PAGEBLOCK);
         for (pfn, state) in pages.blocks(window) {
-            assert_eq!(state.kind(), Kind::Free, "{pfn:?} of an isolated range is {state:?}");
+            // A pageblock whose pages are all free is free as a whole.
+            let is_free = state.kind() == Kind::Free && state.order() >= Order::PAGEBLOCK;
+            assert!(is_free, "{pfn:?} of an isolated range is {state:?}");
             let block = self.remove(FreeBlock::new(pages, pfn, state.order(), MigrateType::Isolate));
             block.head().set_state(tail);
         }
         self.set_isolated(pages, window, false);
         for pageblock in window.clone() {
             let head = pages.page(pages.nr().pageblocks(&(pageblock..pageblock + 1)).start());
-            head.set_holder(Holder::Unclaimed.word());
             head.set_state(taken);
         }
     }

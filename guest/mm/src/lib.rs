@@ -52,6 +52,7 @@ mod deferred;
 mod direct_map;
 mod evacuate;
 mod fallback;
+mod free_area;
 mod free_block;
 mod free_lists;
 mod grace;

@@ -10,7 +10,7 @@
 //! Invariant: pageblocks of a section that joins a zone are movable, except those that hold memmap.
 
 use crate::Mm;
-use crate::addr::{Order, PfnRange};
+use crate::addr::{Order, PfnRange, SECTION_PAGEBLOCKS};
 use crate::node::ZoneId;
 use crate::options::InitPolicy;
 use crate::page::{Kind, Page, PageState};
@@ -22,20 +22,18 @@ use crate::sync::Ordering::Relaxed;
 
 /// Cuts `range`, which is in the section, into buddy blocks of `kind`.
 pub(crate) fn set_heads(pages: SectionPages<'_>, range: PfnRange, kind: Kind) {
-    let zone = pages.section().zone();
     for (pfn, order) in range.chunks() {
-        pages.page(pfn).set_state(PageState::new(kind, order, zone));
+        pages.page(pfn).set_state(PageState::new(kind, order));
     }
 }
 
 /// Marks the pageblocks of a hot-added section that the allocator does not get: `memmap`, which holds the
 /// memory block's own memmap, and the pageblocks that are not plugged.
 pub(crate) fn init_hot_added(pages: SectionPages<'_>, memmap: PageblockSet) {
-    let zone = pages.section().zone();
     let mark = |blocks: PageblockSet, kind| {
         for block in blocks.iter() {
             let first = pages.nr().pageblocks(&(block..block + 1)).start();
-            pages.page(first).set_state(PageState::new(kind, Order::PAGEBLOCK, zone));
+            pages.page(first).set_state(PageState::new(kind, Order::PAGEBLOCK));
         }
     };
     mark(memmap, Kind::Memmap);
@@ -56,10 +54,7 @@ impl<P: Platform> Mm<P> {
             return;
         }
         self.counters.memmaps_written.fetch_add(1, Relaxed);
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        // This loop is most of the cost of onlining a memory block, so it does one store per page.
-        let (chunks, rest) = pages.all().as_chunks::<16>();
-        debug_assert!(rest.is_empty(), "a section is a multiple of 16 pages");
-        chunks.iter().for_each(|chunk| Page::set_states(chunk, tail));
+        let tail = PageState::new(Kind::Tail, Order::PAGE);
+        (0..SECTION_PAGEBLOCKS).for_each(|pageblock| Page::init_pageblock(pages.parts(pageblock), tail));
     }
 }

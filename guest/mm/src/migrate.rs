@@ -121,7 +121,7 @@ impl<P: Platform> Mm<P> {
             let page = pages.page(pfn);
             let state = page.state();
             if state.is(Kind::Allocated, Order::PAGE)
-                && let Holder::Owned { owner: id, index } = page.holder()
+                && let Holder::Owned { owner: id, index } = page.holder(state)
             {
                 match self.isolate_page(pfn, id, index, owners) {
                     Some(page_move) => batch.push(page_move),
@@ -131,7 +131,8 @@ impl<P: Platform> Mm<P> {
                     return true;
                 }
             }
-            pfn = pfn.add(state.order().pages());
+            let order = pages.block(pfn).order();
+            pfn = pfn.align_down(order).add(order.pages());
         }
         false
     }

@@ -55,12 +55,6 @@ impl NodeId {
         self.0 as usize
     }
 
-    /// The number of its device zone. It has the form of a zone's number, but the allocator has no such
-    /// zone.
-    pub(crate) const fn device_zone(self) -> u8 {
-        self.0 << ZoneId::TYPE_BITS | ZoneId::NO_TYPE
-    }
-
     /// Its zone of type `zone`.
     #[inline]
     #[must_use]

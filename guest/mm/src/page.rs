@@ -1,32 +1,30 @@
 //! `Page`: the descriptor of one page frame (Linux `struct page`).
 //!
-//! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page. Only two words and
-//! two links are in use; the rest pads the size to that of Linux.
+//! 64 bytes of atomics, so that the memmap of one section is exactly one 2 MiB page.
 //!
-//! # The state word, bit by bit
+//! # The state of a page is a byte
 //!
 //! | bits | field | meaning |
 //! |---|---|---|
-//! | 0..=3 | kind | [`Kind`], see there for every state |
+//! | 0..=3 | kind | [`Kind`], see there for every state; a head in use says in its kind who holds it ([`HeldBy`]) |
 //! | 4..=7 | order | of a head: log2 of the pages of its buddy block; of a tail: 0 |
-//! | 8..=11 | zone | [`ZoneId`] of the page's section: type and node; type 3 is device memory |
-//! | 12 | reported | of a `Free` head: the host has taken the memory back, and nothing was written since |
-//! | 13..=63 | - | zero |
 //!
-//! An all-zero `Page` is a state of its own, "never initialised": no page that was written has kind 0.
-//! In an online section such a page is the tail of a buddy block, because a head is always written. So a
-//! section whose memmap is known to be zero needs only its heads written. Each other page is initialised
-//! when it becomes a head, by the store that makes it one. That is all of lazy initialisation: no code
-//! checks for it.
-//!
-//! Initialising a page is the one store of its state word. Every other field is written when a state
-//! begins that gives it a meaning, and read only in that state:
+//! Differs from Linux on purpose: the states of the 512 pages of a pageblock lie together, 32 to a struct page, in 16
+//! struct pages of the pageblock (see [`part_of`]). A page that is allocated and freed without another holder's name
+//! touches its state only: 16 cache lines have the states of a whole pageblock. The other fields of its struct page
+//! are written when a state begins that gives them a meaning, and read only in that state:
 //!
 //! | field | has a meaning in |
 //! |---|---|
-//! | `next` | `Free` and `Pcp` heads; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
-//! | `prev` | `Free` heads |
-//! | `holder` | `Allocated` heads; `Device`, where it is the driver's word ([`DevUser`]) |
+//! | `holder` | heads held by [`HeldBy::Named`]; `Device`, where it is the driver's word ([`DevUser`]) |
+//! | `next` | `Pcp` pages; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
+//!
+//! The rest belongs to the pageblock, and is spread over the same 16 struct pages: see `free_area`.
+//!
+//! An all-zero state is one of its own, "never initialised". In an online section such a page is the tail of a buddy
+//! block, because a head is always written. So a section whose memmap is known to be zero needs only its heads
+//! written. Each other page is initialised when it becomes a head, by the store that makes it one. That is all of
+//! lazy initialisation: no code checks for it.
 //!
 //! # Invariants of an online section
 //! - It is tiled by naturally aligned buddy blocks of up to [`Order::MAX`]. The first page of each buddy
@@ -35,263 +33,219 @@
 //!   So a walk by heads that starts at a pageblock's first page sees every buddy block, and only
 //!   buddy blocks of the largest order can begin before a pageblock that they cover.
 //! - Kind `Free` changes under the zone lock, and kind `Pcp` by the CPU that may use the list that the page is
-//!   on. Other heads are changed only by the holder of the page.
+//!   on. Other heads are changed only by the holder of the page. Neighbours in a cache line are bytes of their own,
+//!   so one CPU's store never changes the page of another.
 //! - A walk under the zone lock may meet a buddy block that its holder is splitting. The holder writes
-//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. The links
-//!   mean nothing to others than those who may use the list, and `holder` is one word: both are `Relaxed`.
+//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. `next` means nothing to
+//!   others than those who may use the list, and `holder` is one word, written before the state that gives it a
+//!   meaning: both are `Relaxed`.
 
 mod holder;
+mod state;
 
-use crate::addr::{Order, Pfn};
-use crate::node::{NodeId, ZoneId};
+use core::ops::Deref;
+
+use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn};
 #[cfg(any(test, feature = "sim"))]
 use crate::sync::written;
 use crate::sync::{
-    AtomicU32, AtomicU64,
+    AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     one_step,
 };
 
-pub(crate) use holder::HolderWord;
+pub(crate) use holder::{HeldBy, HolderWord};
 pub use holder::{Holder, OwnerId};
+pub(crate) use state::{Kind, PageState};
 
 /// One page frame's entry in the memmap.
 #[repr(C, align(64))]
 pub struct Page {
-    state: AtomicU64,
     holder: AtomicU64,
     next: AtomicU32,
-    prev: AtomicU32,
-    _to_64_bytes: [AtomicU64; 5],
+    _to_64_bytes: AtomicU32,
+    /// Of a pageblock, see `free_area`.
+    pub(crate) area: AreaWords,
+    /// The states of [`PART_PAGES`] pages of its pageblock, if it is one of [`PARTS`] struct pages that have them.
+    states: [AtomicU8; PART_PAGES],
+}
+
+/// What a struct page has of the free pages of its pageblock. `free_area` says which of its struct pages has what.
+pub(crate) struct AreaWords {
+    /// Which of the pages whose states are here are free.
+    pub(crate) free: AtomicU32,
+    /// The list of the zone that the pageblock is on.
+    pub(crate) list: AtomicU32,
+    /// The pageblock after this one on a zone's list.
+    pub(crate) after: AtomicU32,
+    /// The pageblock before this one on it.
+    pub(crate) before: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Page>() == 64);
 
-/// The kind of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Kind {
-    /// Never written since the memmap was mapped. If its section is online, no buddy block has begun here
-    /// since, and the page is a tail.
-    Uninit = 0,
-    /// Not the first page of its buddy block; the head of the buddy block has the state.
-    Tail = 1,
-    /// Head of a buddy block on a zone's free list.
-    Free = 2,
-    /// Head of a buddy block on a per-CPU list; its order is 0 or that of a pageblock.
-    Pcp = 3,
-    /// Head of a buddy block that is in use; `holder` names the user.
-    Allocated = 4,
-    /// Head of RAM that was taken before the allocator existed.
-    Reserved = 5,
-    /// Head of frames of a section where there is no RAM.
-    Hole = 6,
-    /// Head of a pageblock that is not plugged (Linux `PageOffline`).
-    Offline = 7,
-    /// Head of the pages that hold their own section's memmap (Linux `PageVmemmapSelfHosted`).
-    Memmap = 8,
-    /// A page of device memory, always of order 0 (Linux `PageReserved` in `ZONE_DEVICE`): never on a
-    /// list, never freed.
-    Device = 9,
+/// Pages whose states lie in one struct page.
+pub(crate) const PART_PAGES: usize = 32;
+
+/// Struct pages of a pageblock that have states.
+pub(crate) const PARTS: usize = PAGEBLOCK_PAGES as usize / PART_PAGES;
+
+/// Where the struct page with the state of page `index` of a section lies in the section's memmap.
+///
+/// In the n-th pageblock these are 16 struct pages from the 16 n-th on, modulo its size. At the same place in all
+/// pageblocks they would be 32 KiB apart and share a few sets of a CPU's caches.
+#[inline]
+pub(crate) const fn part_of(index: usize) -> usize {
+    const IN_PAGEBLOCK: usize = PAGEBLOCK_PAGES as usize - 1;
+    let turn = ((index >> PAGEBLOCK_ORDER) * PARTS) & IN_PAGEBLOCK;
+    (index & !IN_PAGEBLOCK) | turn | (index / PART_PAGES % PARTS)
 }
 
-impl Kind {
-    const fn from_bits(bits: u64) -> Self {
-        match bits {
-            0 => Self::Uninit,
-            1 => Self::Tail,
-            2 => Self::Free,
-            3 => Self::Pcp,
-            4 => Self::Allocated,
-            5 => Self::Reserved,
-            6 => Self::Hole,
-            7 => Self::Offline,
-            8 => Self::Memmap,
-            9 => Self::Device,
-            _ => panic!("page state with an unknown kind"),
-        }
-    }
+/// A struct page, and the state of its page.
+#[derive(Clone, Copy)]
+pub(crate) struct PageRef<'s> {
+    page: &'s Page,
+    /// The struct page that has its state.
+    part: &'s Page,
+    /// Index in that one's states.
+    at: u8,
 }
 
-/// Value of a [`Page`]'s state word.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PageState(u64);
-
-impl PageState {
-    const KIND: u64 = 0xf;
-    const ORDER_SHIFT: u32 = 4;
-    const ZONE_SHIFT: u32 = 8;
-    const REPORTED: u64 = 1 << 12;
-
-    #[inline]
-    pub(crate) const fn new(kind: Kind, order: Order, zone: ZoneId) -> Self {
-        let zone = (zone.bits() as u64) << Self::ZONE_SHIFT;
-        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
+impl<'s> PageRef<'s> {
+    /// The struct page `page` of the `index`-th page of a section. `part` is the struct page that has its state.
+    #[inline(always)]
+    pub(crate) fn new(page: &'s Page, part: &'s Page, index: usize) -> Self {
+        Self { page, part, at: (index % PART_PAGES) as u8 }
     }
 
-    /// The state of a page of device memory of `node`, whose zone is none of the allocator's.
-    pub(crate) const fn device(kind: Kind, order: Order, node: NodeId) -> Self {
-        let zone = (node.device_zone() as u64) << Self::ZONE_SHIFT;
-        Self(kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT | zone)
+    #[inline(always)]
+    fn byte(self) -> &'s AtomicU8 {
+        &self.part.states[usize::from(self.at) % PART_PAGES]
     }
 
     #[inline]
-    pub(crate) const fn kind(self) -> Kind {
-        Kind::from_bits(self.0 & Self::KIND)
-    }
-
-    /// Whether this is not the first page of its buddy block.
-    #[inline]
-    pub(crate) const fn is_tail(self) -> bool {
-        self.0 & Self::KIND <= Kind::Tail as u64
-    }
-
-    /// The order of a head.
-    #[inline]
-    pub(crate) const fn order(self) -> Order {
-        Order::new((self.0 >> Self::ORDER_SHIFT & 0xf) as u8)
+    pub(crate) fn state(self) -> PageState {
+        PageState::from_bits(self.byte().load(Acquire))
     }
 
     #[inline]
-    pub(crate) const fn zone(self) -> ZoneId {
-        let bits = self.0 >> Self::ZONE_SHIFT;
-        match ZoneId::from_bits(bits as u8) {
-            Some(zone) if bits <= u8::MAX as u64 => zone,
-            _ => panic!("page state with an unknown zone"),
-        }
-    }
-
-    /// The state of a free head whose memory the host has taken back (Linux `PageReported`). Each later change of the
-    /// state forgets that, so no code has to.
-    #[inline]
-    pub(crate) const fn reported(self) -> Self {
-        Self(self.0 | Self::REPORTED)
-    }
-
-    /// Whether the host has taken the memory of this free head back.
-    #[inline]
-    pub(crate) const fn is_reported(self) -> bool {
-        self.0 & Self::REPORTED != 0
-    }
-
-    /// The same state without what the host has done.
-    pub(crate) const fn unreported(self) -> Self {
-        Self(self.0 & !Self::REPORTED)
-    }
-
-    /// Whether each of `pages` is in state `tail`, or was never written and may be `untouched`. One comparison for all
-    /// of them, because hosted builds look at very many.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn all_tails(pages: &[Page], tail: Self, untouched: bool) -> bool {
-        let zero_counts = if untouched { 0 } else { u64::MAX };
-        let differ = |differ, page: &Page| {
-            let Self(bits) = page.state();
-            // All ones, unless the page was never written.
-            let written = 0_u64.wrapping_sub((bits | bits.wrapping_neg()) >> 63);
-            differ | (bits ^ tail.0) & (written | zero_counts)
-        };
-        one_step(|| pages.iter().fold(0, differ)) == 0
-    }
-
-    /// Whether this is the head of a buddy block of `order` in state `kind`, in any zone.
-    #[inline]
-    pub(crate) const fn is(self, kind: Kind, order: Order) -> bool {
-        self.0 & ((1 << Self::ZONE_SHIFT) - 1) == kind as u64 | (order.get() as u64) << Self::ORDER_SHIFT
-    }
-}
-
-impl core::fmt::Debug for PageState {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        // Prints also words that are no valid state, because the panic that reports one uses it.
-        write!(
-            f,
-            "kind {} order {} zone {} ({:#x})",
-            self.0 & Self::KIND,
-            self.0 >> 4 & 0xf,
-            self.0 >> 8,
-            self.0
-        )
-    }
-}
-
-impl Page {
-    /// The words that are in use, from the first on: the state, the holder, both links.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) const WORDS: usize = 3;
-
-    #[inline]
-    pub(crate) fn state(&self) -> PageState {
-        PageState(self.state.load(Acquire))
-    }
-
-    #[inline]
-    pub(crate) fn set_state(&self, state: PageState) {
-        self.state.store(state.0, Release);
+    pub(crate) fn set_state(self, state: PageState) {
+        self.byte().store(state.bits(), Release);
         #[cfg(any(test, feature = "sim"))]
-        written::made(self);
+        written::made(self.part);
         #[cfg(test)]
         crate::steps::made();
     }
 
-    /// Sets the states of pages of one pageblock. Their section is published afterwards, as in
-    /// [`init_device`](Self::init_device), so plain stores will do.
+    /// Of the first page of a pageblock: the words that are there once for the pageblock.
+    #[inline(always)]
+    pub(crate) fn words(self) -> &'s AreaWords {
+        debug_assert!(self.at == 0, "the words of a pageblock lie beside the state of its first page");
+        &self.part.area
+    }
+
+    /// The link of a list of buddy blocks of `order`, of which this is the head. That of a pageblock lies beside its
+    /// state, because a pageblock on a per-CPU list is on none of a zone.
+    #[inline(always)]
+    fn link(self, order: Order) -> &'s AtomicU32 {
+        if order == Order::PAGE { &self.page.next } else { &self.part.area.after }
+    }
+
+    /// The head after this one on the list of its `order`.
+    #[inline(always)]
+    pub(crate) fn next(self, order: Order) -> Link {
+        Link(self.link(order).load(Relaxed))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_next(self, order: Order, link: Link) {
+        self.link(order).store(link.0, Relaxed);
+    }
+
+    /// Makes it the head of an allocated buddy block of `order` that `holder` has.
     #[inline]
-    pub(crate) fn set_states(pages: &[Self], state: PageState) {
-        let set = |page: &Self| {
-            page.state.store(state.0, Relaxed);
-            #[cfg(test)]
-            {
-                written::made(page);
-                crate::steps::made();
+    pub(crate) fn hold(self, order: Order, holder: Holder) {
+        let held_by = HeldBy::of(holder);
+        if held_by == HeldBy::Named {
+            self.page.holder.store(holder.word().bits(), Relaxed);
+        }
+        // Release: who reads this state also reads the word.
+        self.set_state(PageState::held(order, held_by));
+    }
+
+    /// The holder of the allocated buddy block whose head was found in `state`.
+    #[inline]
+    pub(crate) fn holder(self, state: PageState) -> Holder {
+        match state.held_by() {
+            Some(HeldBy::Named) => HolderWord::new(self.page.holder.load(Relaxed)).holder(),
+            Some(HeldBy::Memmap) => Holder::Memmap,
+            Some(HeldBy::Kernel) => Holder::Kernel,
+            Some(HeldBy::PageTable) => Holder::PageTable,
+            Some(HeldBy::Unclaimed) | None => Holder::Unclaimed,
+        }
+    }
+}
+
+impl Deref for PageRef<'_> {
+    type Target = Page;
+
+    #[inline(always)]
+    fn deref(&self) -> &Page {
+        self.page
+    }
+}
+
+impl Page {
+    /// Sets the states of all pages of a pageblock to `state`, and none of them is free. Their section is published
+    /// afterwards, as in [`init_device`](Self::init_device), so plain stores will do.
+    pub(crate) fn init_pageblock(parts: &[Self], state: PageState) {
+        one_step(|| {
+            for part in parts {
+                let words = &part.area;
+                for word in [&words.free, &words.list, &words.after, &words.before] {
+                    word.store(0, Relaxed);
+                }
+                for at in &part.states {
+                    at.store(state.bits(), Relaxed);
+                    #[cfg(test)]
+                    crate::steps::made();
+                }
             }
-        };
-        one_step(|| pages.iter().for_each(set));
+        });
         #[cfg(any(test, feature = "sim"))]
-        pages.iter().take(1).for_each(written::made);
+        parts.iter().take(1).for_each(written::made);
     }
 
-    /// The page after this one on its list.
-    #[inline]
-    pub(crate) fn next(&self) -> Link {
-        Link(self.next.load(Relaxed))
+    /// Whether each of the pages `range` of the pageblock with the states `parts` is a tail, or was never written and may
+    /// be `untouched`. A plain loop, because hosted builds look at very many.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn are_tails(parts: &[Self; PARTS], range: core::ops::Range<usize>, untouched: bool) -> bool {
+        let tail = PageState::new(Kind::Tail, Order::PAGE).bits();
+        let least = if untouched { 0 } else { tail };
+        one_step(|| {
+            let mut other = false;
+            for index in range {
+                let state = parts[index / PART_PAGES % PARTS].states[index % PART_PAGES].load(Relaxed);
+                other |= state < least || state > tail;
+            }
+            !other
+        })
     }
 
-    #[inline]
-    pub(crate) fn set_next(&self, link: Link) {
-        self.next.store(link.0, Relaxed);
+    /// Whether the states of all pages of a pageblock were written.
+    #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+    pub(crate) fn are_written(parts: &[Self; PARTS]) -> bool {
+        let states = || parts.iter().flat_map(|part| &part.states);
+        one_step(|| states().all(|state| state.load(Relaxed) != 0))
     }
 
-    /// The page before this one on its list.
-    #[inline]
-    pub(crate) fn prev(&self) -> Link {
-        Link(self.prev.load(Relaxed))
-    }
-
-    #[inline]
-    pub(crate) fn set_prev(&self, link: Link) {
-        self.prev.store(link.0, Relaxed);
-    }
-
-    /// The holder of the buddy block whose `Allocated` head this page is.
-    #[inline]
-    pub(crate) fn holder(&self) -> Holder {
-        HolderWord::new(self.holder.load(Relaxed)).holder()
-    }
-
-    #[inline]
-    pub(crate) fn set_holder(&self, holder: HolderWord) {
-        self.holder.store(holder.bits(), Relaxed);
-    }
-
-    /// Makes it an unused page of device memory. Its section is published afterwards, so no CPU looks at
+    /// Makes it an unused page of device memory of `pgmap`; its state is set by
+    /// [`init_pageblock`](Self::init_pageblock). Its section is published afterwards, so no CPU looks at
     /// it yet and plain stores will do.
     #[inline]
-    pub(crate) fn init_device(&self, state: PageState, pgmap: u32) {
-        self.state.store(state.0, Relaxed);
+    pub(crate) fn init_device(&self, pgmap: u32) {
         self.next.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
-        #[cfg(any(test, feature = "sim"))]
-        written::made(self);
         #[cfg(test)]
         crate::steps::made();
     }

@@ -17,7 +17,7 @@ use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_lists::Place;
 use crate::grow::GrowZone;
 use crate::node::{NodeId, ZoneId, ZoneType};
-use crate::page::{Holder, HolderWord, Kind, OwnerId, PageState};
+use crate::page::{HeldBy, Holder, Kind, OwnerId, PageState};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{ListOf, is_kept};
 use crate::platform::Platform;
@@ -56,7 +56,7 @@ pub(crate) struct Request {
     /// The request may use zones of this type and below, from the top.
     highest: ZoneType,
     mt: MigrateType,
-    holder: HolderWord,
+    holder: HeldBy,
     /// Levels that the zone must stay above, each tried on all zones in turn; none means down to the last
     /// page.
     marks: [Option<Watermark>; 2],
@@ -70,25 +70,25 @@ impl Gfp {
             Self::Kernel => Request {
                 highest: ZoneType::Normal,
                 mt: MigrateType::Unmovable,
-                holder: Holder::Kernel.word(),
+                holder: HeldBy::Kernel,
                 marks: MARKS,
             },
             Self::PageTable => Request {
                 highest: ZoneType::Normal,
                 mt: MigrateType::Unmovable,
-                holder: Holder::PageTable.word(),
+                holder: HeldBy::PageTable,
                 marks: [Some(Watermark::Low), None],
             },
             Self::Memmap => Request {
                 highest: ZoneType::Normal,
                 mt: MigrateType::Unmovable,
-                holder: Holder::Memmap.word(),
+                holder: HeldBy::Memmap,
                 marks: [Some(Watermark::Low); 2],
             },
             Self::Movable => Request {
                 highest: ZoneType::Movable,
                 mt: MigrateType::Movable,
-                holder: Holder::Unclaimed.word(),
+                holder: HeldBy::Unclaimed,
                 marks: MARKS,
             },
         }
@@ -199,7 +199,8 @@ impl<P: Platform> Mm<P> {
         }
         let mut zone = self.lock_zone(zone);
         let block = zone.rmqueue(order, request.mt)?;
-        Some(zone.allocate(block, request.holder))
+        block.head().set_state(PageState::held(order, request.holder));
+        Some(block.pfn())
     }
 
     /// Whether the request may take `pages` pages of `zone` under its watermark.
@@ -221,14 +222,14 @@ impl<P: Platform> Mm<P> {
         let (page, section) = self.sparse.page_and_section(pfn);
         let (state, zone) = (page.state(), section.zone());
         // Compares the whole word, so a page that was overwritten while it was in use is found here.
-        if state != PageState::new(Kind::Allocated, order, zone) {
+        if !state.is(Kind::Allocated, order) {
             not_allocated(pfn, state, order);
         }
         // The type is read without the zone lock and may be stale. It only selects a list.
         if let Some(mt) = section.pageblocks.open_type(pfn.pageblock())
             && match order {
-                Order::PAGE => self.free_to_pcp(page, pfn, ListOf { order: Order::PAGE, mt, zone }),
-                Order::PAGEBLOCK => self.free_to_pcp(page, pfn, ListOf { order: Order::PAGEBLOCK, mt, zone }),
+                Order::PAGE => self.free_to_pcp(page, pfn, zone, ListOf { order: Order::PAGE, mt }),
+                Order::PAGEBLOCK => self.free_to_pcp(page, pfn, zone, ListOf { order: Order::PAGEBLOCK, mt }),
                 _ => false,
             }
         {
@@ -261,9 +262,8 @@ impl<P: Platform> Mm<P> {
     }
 
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
-        let zone = pages.section().zone();
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let mut guard = self.lock_zone(zone);
+        let tail = PageState::new(Kind::Tail, Order::PAGE);
+        let mut guard = self.lock_zone(pages.section().zone());
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);
@@ -293,15 +293,12 @@ impl<P: Platform> Mm<P> {
         let head = pages.page(pfn);
         assert_allocated(pfn, head.state(), from);
         assert!(to <= from, "splits {from:?} into {to:?}");
-        let state = PageState::new(Kind::Allocated, to, head.state().zone());
-        let holder = head.holder().word();
+        let holder = head.holder(head.state());
         // The old head last: a walk that sees its new order finds the heads of the other parts.
         let mut offset = from.pages();
         while offset > 0 {
             offset -= to.pages();
-            let page = pages.page(pfn.add(offset));
-            page.set_holder(holder);
-            page.set_state(state);
+            pages.page(pfn.add(offset)).hold(to, holder);
         }
     }
 
@@ -315,7 +312,7 @@ impl<P: Platform> Mm<P> {
         assert!(index >> 48 == 0, "index {index:#x} has more than 48 bits");
         let page = self.sparse.page(pfn);
         assert_allocated(pfn, page.state(), Order::PAGE);
-        page.set_holder(Holder::Owned { owner, index }.word());
+        page.hold(Order::PAGE, Holder::Owned { owner, index });
     }
 
     /// Marks the allocated buddy block at `pfn` as one that cannot move; `tag` names its holder.
@@ -324,8 +321,9 @@ impl<P: Platform> Mm<P> {
     /// When no allocated buddy block begins there.
     pub fn set_holder(&self, pfn: Pfn, tag: u32) {
         let page = self.sparse.page(pfn);
-        assert_allocated(pfn, page.state(), page.state().order());
-        page.set_holder(Holder::Tagged(tag).word());
+        let order = page.state().order();
+        assert_allocated(pfn, page.state(), order);
+        page.hold(order, Holder::Tagged(tag));
     }
 }
 

@@ -77,7 +77,7 @@ impl ZoneGuard<'_> {
                 self.rotate_to(order, mt, pfn);
                 return (pages, true);
             }
-            at = head.next().pfn();
+            at = head.words().after().pageblock();
             looks += 1;
             if head.state().is_reported() {
                 continue;
@@ -86,7 +86,7 @@ impl ZoneGuard<'_> {
                 return (pages, lent.0.is_full());
             }
             let block = self.remove(FreeBlock::new(block, pfn, order, mt));
-            self.allocate(block, Holder::Lent.word());
+            self.allocate(block, Holder::Lent);
             lent.0.push((pfn, order));
             pages += u64::from(order.pages());
             left -= 1;
@@ -122,14 +122,12 @@ impl<P: Platform> Mm<P> {
             let pages = self.sparse.pages(pfn.section()).expect("a page that is lent has a section");
             let (page, zone) = (pages.page(pfn), pages.section().zone());
             let state = page.state();
-            let is_lent =
-                state == PageState::new(Kind::Allocated, order, zone) && page.holder() == Holder::Lent;
+            let is_lent = state.is(Kind::Allocated, order) && page.holder(state) == Holder::Lent;
             assert!(is_lent, "{pfn:?} of {order:?} is not lent: {state:?}");
             let mut guard = self.lock_zone(zone);
             guard.free_and_merge(pages, pfn, order, Place::Tail);
             let mt = pages.section().pageblocks.migrate_type(pfn.pageblock());
-            if taken && mt != MigrateType::Isolate && page.state() == PageState::new(Kind::Free, order, zone)
-            {
+            if taken && mt != MigrateType::Isolate && page.state() == PageState::new(Kind::Free, order) {
                 guard.set_reported(pfn, order, mt);
             }
         }

@@ -31,72 +31,61 @@ impl MigrateType {
     }
 }
 
-/// Four bits for each of a section's 64 pageblocks: bit 0 is the type (0 unmovable, 1 movable),
-/// bit 1 says that the pageblock is isolated, bits 2 and 3 are zero.
-pub(crate) struct PageblockFlags([AtomicU64; 4]);
+/// Two bits for each of a section's 64 pageblocks.
+pub(crate) struct PageblockFlags {
+    /// Which are movable; the others are unmovable.
+    movable: AtomicU64,
+    /// Which are isolated.
+    isolated: AtomicU64,
+}
 
 impl PageblockFlags {
-    const MOVABLE: u64 = 1;
-    const ISOLATE: u64 = 2;
-    const ALL_MOVABLE: u64 = 0x1111_1111_1111_1111;
-
     pub(crate) const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 4])
+        Self { movable: AtomicU64::new(0), isolated: AtomicU64::new(0) }
     }
 
     /// Makes every pageblock movable and not isolated.
     pub(crate) fn reset(&self) {
-        for word in &self.0 {
-            word.store(Self::ALL_MOVABLE, Relaxed);
-        }
+        self.movable.store(u64::MAX, Relaxed);
+        self.isolated.store(0, Relaxed);
     }
 
-    #[inline]
-    fn bits(&self, pageblock: u32) -> u64 {
-        self.0[pageblock as usize / 16 % 4].load(Relaxed) >> (pageblock % 16 * 4)
-    }
-
-    fn update(&self, pageblock: u32, clear: u64, set: u64) {
-        let word = &self.0[pageblock as usize / 16 % 4];
-        let shift = pageblock % 16 * 4;
-        // A plain load and store: the zone lock excludes other writers.
-        word.store(word.load(Relaxed) & !(clear << shift) | set << shift, Relaxed);
-    }
-
-    /// The list for free buddy blocks of pageblock `pageblock`.
-    #[inline]
+    /// The list for free pages of pageblock `pageblock`.
+    #[inline(always)]
     pub(crate) fn migrate_type(&self, pageblock: u32) -> MigrateType {
-        match self.bits(pageblock) & 3 {
-            0 => MigrateType::Unmovable,
-            1 => MigrateType::Movable,
-            _ => MigrateType::Isolate,
-        }
+        self.open_type(pageblock).unwrap_or(MigrateType::Isolate)
     }
 
     /// The same, or none if the pageblock is isolated.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn open_type(&self, pageblock: u32) -> Option<MigrateType> {
-        let bits = self.bits(pageblock);
-        if bits & Self::ISOLATE != 0 {
+        if self.is_isolated(pageblock) {
             return None;
         }
-        Some(if bits & Self::MOVABLE == 0 { MigrateType::Unmovable } else { MigrateType::Movable })
+        let is_movable = self.movable.load(Relaxed) >> (pageblock % u64::BITS) & 1 != 0;
+        Some(if is_movable { MigrateType::Movable } else { MigrateType::Unmovable })
     }
 
+    #[inline(always)]
     pub(crate) fn is_isolated(&self, pageblock: u32) -> bool {
-        self.bits(pageblock) & Self::ISOLATE != 0
+        self.isolated.load(Relaxed) >> (pageblock % u64::BITS) & 1 != 0
     }
 
     /// Sets the type below the isolation bit.
     pub(crate) fn set_type(&self, pageblock: u32, to: MigrateType) {
-        match to {
-            MigrateType::Unmovable => self.update(pageblock, Self::MOVABLE, 0),
-            MigrateType::Movable => self.update(pageblock, 0, Self::MOVABLE),
-            MigrateType::Isolate => panic!("isolation is set by set_isolated"),
-        }
+        assert!(to != MigrateType::Isolate, "isolation is set by set_isolated");
+        set(&self.movable, pageblock, to == MigrateType::Movable);
     }
 
     pub(crate) fn set_isolated(&self, pageblock: u32, isolated: bool) {
-        self.update(pageblock, Self::ISOLATE, if isolated { Self::ISOLATE } else { 0 });
+        set(&self.isolated, pageblock, isolated);
     }
+}
+
+/// Sets or clears the bit of `pageblock`.
+fn set(word: &AtomicU64, pageblock: u32, to: bool) {
+    let bit = 1 << (pageblock % u64::BITS);
+    let before = word.load(Relaxed);
+    // A plain load and store: the zone lock excludes other writers.
+    word.store(if to { before | bit } else { before & !bit }, Relaxed);
 }

@@ -24,17 +24,20 @@
 //! the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders, and `sync/tests/pcplist.rs` its
 //! memory orderings.
 //!
+//! A refill brings the free pages of an aligned range of 64 as a run, so taking many pages touches no struct page but
+//! the ones that have the pages' states.
+//!
 //! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
 //! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
 //!
-//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and count are changed through
+//! Invariants: a page is in state `Pcp`, or a tail that belongs to no buddy block, exactly when it is on one list. Lists and count are changed through
 //! [`PcpOwner`](owner::PcpOwner) and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
 
 mod owner;
 mod stopped;
 
 use crate::Mm;
-use crate::addr::{Order, PAGEBLOCK_ORDER};
+use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
 use crate::page::LinkCell;
@@ -110,12 +113,63 @@ impl PcpList {
     }
 }
 
+/// Single pages of one aligned range of 64, as a refill brings them. They have no links, and their states stay those of
+/// tails, because each is taken in its turn.
+struct PcpRun {
+    /// The first page of the range. It may be frame 0, which is no page of the run.
+    first: AtomicU32,
+    /// A bit for each page.
+    bits: AtomicU64,
+}
+
+impl PcpRun {
+    const fn new() -> Self {
+        Self { first: AtomicU32::new(0), bits: AtomicU64::new(0) }
+    }
+
+    /// Its pages: the first page of the range, and a bit for each. None when there are none.
+    #[inline]
+    fn pages(&self) -> Option<(Pfn, u64)> {
+        let bits = self.bits.load(Relaxed);
+        (bits != 0).then(|| (Pfn::new(self.first.load(Relaxed)), bits))
+    }
+
+    #[inline]
+    fn set(&self, first: Pfn, bits: u64) {
+        self.first.store(first.get(), Relaxed);
+        self.bits.store(bits, Relaxed);
+    }
+
+    /// Takes the first page.
+    #[inline]
+    fn take(&self) -> Option<Pfn> {
+        let (first, bits) = self.pages()?;
+        self.bits.store(bits & (bits - 1), Relaxed);
+        Some(first.add(bits.trailing_zeros()))
+    }
+
+    /// Takes all pages.
+    fn take_all(&self) -> Option<(Pfn, u64)> {
+        let all = self.pages()?;
+        self.bits.store(0, Relaxed);
+        Some(all)
+    }
+}
+
+/// The pages of `bits` in the range that begins with `first`, ascending.
+fn pages_of((first, bits): (Pfn, u64)) -> impl Iterator<Item = Pfn> {
+    (0..u64::BITS).filter(move |&at| bits >> at & 1 != 0).map(move |at| first.add(at))
+}
+
 /// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by
 /// plain stores.
 pub(crate) struct PcpZone {
     /// See [`PcpLimits::packed`].
     limits: AtomicU64,
+    /// Single pages; `count` counts those of `runs` too.
     pages: PcpList,
+    /// Single pages that come after those of the list, by type as the lists are.
+    runs: [PcpRun; 2],
     pageblocks: PcpList,
 }
 
@@ -124,6 +178,7 @@ impl PcpZone {
         Self {
             limits: AtomicU64::new(PcpLimits::OFF.packed()),
             pages: PcpList::new(),
+            runs: [const { PcpRun::new() }; 2],
             pageblocks: PcpList::new(),
         }
     }

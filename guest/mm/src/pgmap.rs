@@ -22,7 +22,7 @@ use crate::altmap::VmemAltmap;
 use crate::hotplug::HotplugHeld;
 use crate::lock::{Locks, Rank};
 use crate::node::{MAX_NODES, NodeId};
-use crate::page::{Kind, Page, PageState};
+use crate::page::{Kind, PageRef};
 use crate::sparse::SectionOwner;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -163,11 +163,6 @@ impl Pgmap {
         NodeId::new(self.node.load(Relaxed))
     }
 
-    /// The state of each of its device pages.
-    pub(crate) fn page_state(&self) -> PageState {
-        PageState::device(Kind::Device, Order::PAGE, self.node())
-    }
-
     /// The sections of the range.
     pub(crate) fn sections(&self) -> impl Iterator<Item = SectionNr> + Clone + use<> {
         sections(self.range())
@@ -227,8 +222,8 @@ impl Pgmap {
 
     /// Counts `chunk` as initialised; `last` is its last page. Returns true for the last chunk: that CPU sees the
     /// writes of all other CPUs.
-    pub(crate) fn finish(&self, chunk: &Chunk, last: &Page) -> bool {
-        assert_eq!(last.state(), self.page_state(), "the last page of {chunk:?}, which is finished");
+    pub(crate) fn finish(&self, chunk: &Chunk, last: PageRef<'_>) -> bool {
+        assert_eq!(last.state().kind(), Kind::Device, "the last page of {chunk:?}, which is finished");
         self.count_finished(chunk)
     }
 

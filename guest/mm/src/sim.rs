@@ -39,7 +39,7 @@ use crate::addr::{
     SectionNr, SectionRange,
 };
 use crate::options::MemoryContent;
-use crate::page::Kind;
+use crate::page::{Kind, PageRef, part_of};
 use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
 use crate::sync::written::{self, Seen};
@@ -57,6 +57,8 @@ crate::sync::thread_local! {
 const LOST: u64 = 0xdead_dead_dead_dead;
 /// That a pageblock of a memmap is full of garbage, as a meaning of [`Seen`].
 const GARBAGE: u32 = u32::MAX;
+/// That it is all zero.
+const ZERO: u32 = u32::MAX - 1;
 const STEPS: usize = FaultStep::ALL.len();
 
 /// The steps of one CPU. They nest: the use of per-CPU lists is a step, alone or in a step of the job loop.
@@ -316,8 +318,11 @@ impl Window {
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         let window = Self { start, layout };
-        // Another window may have lain there.
-        (0..pages).step_by(PAGEBLOCK_PAGES as usize).for_each(|index| written::made(window.page(index)));
+        for first in (0..pages).step_by(PAGEBLOCK_PAGES as usize).map(|index| window.page(index)) {
+            // Another window may have lain there.
+            written::made(first);
+            Seen::now(first, ZERO).note();
+        }
         window
     }
 
@@ -325,6 +330,14 @@ impl Window {
         assert!((index + 1) * size_of::<Page>() <= self.layout.size() - Self::ALIGN, "page {index}");
         // SAFETY: the page lies in the window. A `Page` is valid with any bits.
         unsafe { self.pages().add(index).as_ref() }
+    }
+
+    /// The state of the page `pfn`.
+    fn state(&self, pfn: Pfn) -> u8 {
+        let first = pfn.get() as usize - pfn.in_section();
+        let [page, part] =
+            [pfn.in_section(), part_of(pfn.in_section())].map(|index| self.page(first + index));
+        PageRef::new(page, part, pfn.in_section()).state().bits()
     }
 
     /// The first page, 2 MiB aligned.
@@ -439,6 +452,12 @@ impl Sim {
         assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
         let words = &self.memmap_words(pfn.section())[pfn.in_section() * 8..][..8];
         core::array::from_fn(|index| words[index].load(core::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// The raw state of the page `pfn`, whose memmap is mapped: one byte (see `page`), 0 when it was never written.
+    pub fn page_state(&self, pfn: Pfn) -> u8 {
+        assert!(self.memmap_of(pfn.section()).is_some(), "{pfn:?} has no memmap");
+        self.window.state(pfn)
     }
 
     /// How often `mm` has waited for all other CPUs so far.
@@ -571,52 +590,52 @@ impl Sim {
         mapped.frames
     }
 
-    /// Pages of `section` that are not all zero.
+    /// Pages of `section` whose states were written.
     pub fn written_pages(&self, section: SectionNr) -> usize {
-        let pages = self.memmap_words(section).chunks_exact(size_of::<Page>() / 8);
-        pages.filter(|words| words.iter().any(|word| word.load(SeqCst) != 0)).count()
+        section.frames().frames().filter(|&pfn| self.window.state(pfn) != 0).count()
     }
 
     fn clear(&self, section: SectionNr) {
-        for page in self.memmap_words(section).chunks_exact(size_of::<Page>() / 8) {
-            let used = &page[..Page::WORDS];
-            // A page that was never written must take no host memory.
-            if used.iter().fold(0, |bits, word| bits | word.load(core::sync::atomic::Ordering::Relaxed)) != 0
-            {
-                used.iter().for_each(|word| word.store(0, core::sync::atomic::Ordering::Relaxed));
+        for (first, pageblock) in self.pageblock_words(section) {
+            // Most of a memmap was never written.
+            if Seen::now(first, ZERO).is_known() {
+                continue;
             }
+            // Memory that was never written must not be taken from the host.
+            for word in pageblock.iter().filter(|word| word.load(core::sync::atomic::Ordering::Relaxed) != 0)
+            {
+                word.store(0, core::sync::atomic::Ordering::Relaxed);
+            }
+            written::made(first);
+            Seen::now(first, ZERO).note();
         }
-        self.pageblocks(section).for_each(written::made);
     }
 
     /// Fills the memmap of `section` with garbage.
     fn scribble(&self, section: SectionNr) {
         let mut word = self.garbage.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst);
-        let words = PAGEBLOCK_PAGES as usize * size_of::<Page>() / 8;
-        for (first, pageblock) in self.pageblocks(section).zip(self.memmap_words(section).chunks_exact(words))
-        {
+        for (first, pageblock) in self.pageblock_words(section) {
             // Most of a memmap is still full of garbage when it is mapped again.
             if Seen::now(first, GARBAGE).is_known() {
                 continue;
             }
-            for page in pageblock.chunks_exact(size_of::<Page>() / 8) {
-                for at in &page[..Page::WORDS] {
-                    word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    // Kind 15 is none.
-                    at.store(word ^ word >> 32 | 0xf, core::sync::atomic::Ordering::Relaxed);
-                }
+            for at in pageblock {
+                word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                // Each byte may be a state, and kind 10 is none.
+                let garbage = (word ^ word >> 32) & !0x0f0f_0f0f_0f0f_0f0f | 0x0a0a_0a0a_0a0a_0a0a;
+                at.store(garbage, core::sync::atomic::Ordering::Relaxed);
             }
             written::made(first);
             Seen::now(first, GARBAGE).note();
         }
     }
 
-    /// The first struct page of each pageblock of `section`.
-    fn pageblocks(&self, section: SectionNr) -> impl Iterator<Item = &Page> {
+    /// The first struct page of each pageblock of `section`, and the words of its struct pages.
+    fn pageblock_words(&self, section: SectionNr) -> impl Iterator<Item = (&Page, &[AtomicU64])> {
+        let words = PAGEBLOCK_PAGES as usize * size_of::<Page>() / 8;
         let first = section.start().get() as usize;
-        (first..first + SECTION_PAGES as usize)
-            .step_by(PAGEBLOCK_PAGES as usize)
-            .map(|page| self.window.page(page))
+        let pages = (first..).step_by(PAGEBLOCK_PAGES as usize).map(|page| self.window.page(page));
+        self.memmap_words(section).chunks_exact(words).zip(pages).map(|(words, first)| (first, words))
     }
 
     fn memmap_words(&self, section: SectionNr) -> &[AtomicU64] {

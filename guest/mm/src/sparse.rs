@@ -38,7 +38,7 @@ use core::ptr::NonNull;
 
 use crate::addr::{Pfn, SectionNr};
 use crate::node::{NodeId, ZoneId, ZoneType};
-use crate::page::Page;
+use crate::page::{Page, PageRef, part_of};
 use crate::pageblock::PageblockFlags;
 use crate::pageblock_set::PageblockSet;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -332,21 +332,25 @@ impl Sparse {
     /// # Panics
     /// When the section has no initialised memmap.
     #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &Page {
+    pub(crate) fn page(&self, pfn: Pfn) -> PageRef<'_> {
         self.page_and_section(pfn).0
     }
 
     /// As [`page`](Self::page), and its section.
     #[inline]
-    pub(crate) fn page_and_section(&self, pfn: Pfn) -> (&Page, &Section) {
+    pub(crate) fn page_and_section(&self, pfn: Pfn) -> (PageRef<'_>, &Section) {
         let section = match self.section(pfn.section()) {
             Some(section) if section.has_pages() => section,
             _ => no_page(pfn),
         };
-        // SAFETY: the section is in the table, so the offset lies in the window. `has_pages` read a state
-        // beyond Absent, so the memmap is mapped (point 1 of the header; contract of `Platform`), and stays
-        // so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
-        (unsafe { self.window.add(pfn.get() as usize).as_ref() }, section)
+        let in_section = pfn.in_section();
+        let first = pfn.get() as usize - in_section;
+        // SAFETY: the section is in the table, so both offsets lie in the window: `part_of` stays in the section.
+        // `has_pages` read a state beyond Absent, so the memmap is mapped (point 1 of the header; contract of
+        // `Platform`), and stays so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
+        let [page, part] =
+            [in_section, part_of(in_section)].map(|index| unsafe { self.window.add(first + index).as_ref() });
+        (PageRef::new(page, part, in_section), section)
     }
 
     /// The pages of section `nr`, if it has any that can be looked at.
@@ -357,17 +361,6 @@ impl Sparse {
             return None;
         }
         Some(self.view(nr, section))
-    }
-
-    /// The pages of section `nr`, if it is online.
-    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
-        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
-    }
-
-    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
-    /// frames.
-    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<&Page> {
-        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 
     /// The pages of section `nr`, which is Present, for the owner to initialise.

@@ -135,7 +135,7 @@ impl<'m, P: Platform> Targets<'m, P> {
             pfn = pages.covering(pageblock).0;
         }
         while pfn < range.end() {
-            let state = pages.page(pfn).state();
+            let state = pages.block(pfn);
             if state.kind() == Kind::Free && state.order() >= STEP {
                 let order = state.order().min(STOCK);
                 if !mm.zone(id).above(Watermark::Min, order.pages(), ZoneType::Movable) {
@@ -143,7 +143,7 @@ impl<'m, P: Platform> Targets<'m, P> {
                 }
                 let block = zone.remove(FreeBlock::new(pages, pfn, state.order(), mt));
                 let block = zone.split_to(block, order);
-                return Some(zone.allocate_pages(block, Holder::Unclaimed.word()));
+                return Some(zone.allocate_pages(block, Holder::Unclaimed));
             }
             // Every buddy block that begins in between is smaller.
             pfn = pfn.add(state.order().max(STEP).pages());

@@ -48,7 +48,7 @@ use crate::hotplug::Hotplug;
 use crate::memmap::{MemmapError, MemmapSource};
 use crate::node::NodeId;
 use crate::options::DeviceInit;
-use crate::page::{Kind, Page, PageState};
+use crate::page::{Kind, Page, PageRef, PageState};
 use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapInfo, PgmapNr, Stage, sections};
 use crate::platform::Platform;
@@ -240,7 +240,7 @@ impl<P: Platform> Hotplug<'_, P> {
     fn init_locked(&self, nr: PgmapNr, pgmap: &Pgmap) -> u64 {
         let aside = pgmap.altmap_pages();
         for first in aside.frames().step_by(PAGEBLOCK_PAGES as usize) {
-            self.init_memmap_pageblock(first, pgmap.node());
+            self.init_memmap_pageblock(first);
         }
         let mut written = u64::from(aside.pages());
         if self.mm.options.get().device_init == DeviceInit::Twice {
@@ -254,12 +254,10 @@ impl<P: Platform> Hotplug<'_, P> {
     }
 
     /// Marks a pageblock that is set aside for the memmap.
-    fn init_memmap_pageblock(&self, first: Pfn, node: NodeId) {
+    fn init_memmap_pageblock(&self, first: Pfn) {
         let pages = self.mm.sparse.pages_to_initialise(first.section(), self.held());
-        for offset in 1..PAGEBLOCK_PAGES {
-            pages.page(first.add(offset)).set_state(PageState::device(Kind::Tail, Order::PAGE, node));
-        }
-        pages.page(first).set_state(PageState::device(Kind::Memmap, Order::PAGEBLOCK, node));
+        Page::init_pageblock(pages.parts(first.pageblock()), PageState::new(Kind::Tail, Order::PAGE));
+        pages.page(first).set_state(PageState::new(Kind::Memmap, Order::PAGEBLOCK));
     }
 }
 
@@ -297,18 +295,16 @@ impl<P: Platform> Mm<P> {
         Ok(true)
     }
 
-    /// Writes struct pages of device memory, all in one section. Returns the last one.
-    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr, owner: &impl SectionOwner) -> &Page {
+    /// Writes the struct pages of a pageblock of device memory. Returns its last page.
+    fn init_device_pages(&self, range: PfnRange, nr: PgmapNr, owner: &impl SectionOwner) -> PageRef<'_> {
         let pages = self.sparse.pages_to_initialise(range.start().section(), owner);
-        let first = range.start().in_section();
-        let state = self.pgmaps.get(nr).page_state();
-        let (chunks, rest) = pages.all()[first..first + range.pages() as usize].as_chunks::<16>();
-        debug_assert!(rest.is_empty(), "a pageblock is a multiple of 16 pages");
-        // Three stores per page and little else.
-        for chunk in chunks {
-            one_step(|| chunk.iter().for_each(|page| page.init_device(state, nr.0.into())));
+        let pageblock = range.start().pageblock();
+        // Two stores per page and little else.
+        for chunk in pages.pageblock(pageblock).chunks(16) {
+            one_step(|| chunk.iter().for_each(|page| page.init_device(nr.0.into())));
         }
-        &pages.all()[first + range.pages() as usize - 1]
+        Page::init_pageblock(pages.parts(pageblock), PageState::new(Kind::Device, Order::PAGE));
+        pages.page(range.start().add(range.pages() - 1))
     }
 
     /// The facts about pgmap `nr`, if it exists.

@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 
 use crate::addr::{Order, Pfn, SectionNr};
+use crate::free_area::PageblockLink;
 use crate::node::{NodeId, ZoneType};
 use crate::options::{InitPolicy, MemoryContent, Options};
-use crate::page::{Kind, Link, Page, PageState};
+use crate::page::{AreaWords, Kind, Link, PageRef, PageState};
 use crate::page_alloc::Gfp;
 use crate::pageblock_set::PageblockSet;
 use crate::sim::{Sim, SimMachine};
@@ -29,13 +30,12 @@ fn machine() -> &'static Mm<Sim> {
 }
 
 /// States that an overwritten page can have.
-fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 4] {
+fn corruptions(kind: Kind, order: Order) -> [(&'static str, PageState); 3] {
     let other_order = Order::new(order.get() ^ 1);
     [
-        ("never initialised", PageState::new(Kind::Uninit, Order::PAGE, NodeId::FIRST.zone(ZoneType::Dma32))),
-        ("kind", PageState::new(Kind::Allocated, order, ZONE)),
-        ("order", PageState::new(kind, other_order, ZONE)),
-        ("zone", PageState::new(kind, order, NodeId::FIRST.zone(ZoneType::Normal))),
+        ("never initialised", PageState::new(Kind::Uninit, Order::PAGE)),
+        ("kind", PageState::new(Kind::Allocated, order)),
+        ("order", PageState::new(kind, other_order)),
     ]
 }
 
@@ -46,14 +46,14 @@ fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
     panic.downcast_ref::<String>().cloned().unwrap_or_else(|| panic!("{what}: no text"))
 }
 
-fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, &Page) {
+fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, PageRef<'_>) {
     let pfn = mm.lock_zone(ZONE).first(order, crate::MigrateType::Movable).unwrap();
     (pfn, mm.sparse.page(pfn))
 }
 
 type Taking = (&'static str, fn(&Mm<Sim>));
 
-/// Every operation that takes a buddy block off a free list.
+/// Every operation that takes a pageblock off a free list. The last two find it by its state, the others by the list.
 const WAYS: [Taking; 4] = [
     ("refill of a per-CPU list", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
     ("a block of the order", |mm| _ = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable)),
@@ -68,24 +68,19 @@ const WAYS: [Taking; 4] = [
     }),
 ];
 
-fn head_of_any(mm: &Mm<Sim>) -> (Pfn, &Page) {
+fn head_of_any(mm: &Mm<Sim>) -> (Pfn, PageRef<'_>) {
     head(mm, Order::PAGEBLOCK)
 }
 
 #[test]
 fn a_corrupt_free_block_is_found_however_it_is_taken() {
-    for (way, take) in WAYS {
+    for (way, take) in WAYS.into_iter().take(2) {
         for (what, state) in corruptions(Kind::Free, Order::PAGEBLOCK) {
-            // These two go by the states of pages and not by lists, so they ignore a page that is not the
-            // head of a free block.
-            if ["isolation", "merging"].contains(&way) && what != "zone" {
-                continue;
-            }
             let mm = machine();
             let (pfn, page) = head_of_any(mm);
             page.set_state(state);
             let text = panic_of(way, || take(mm));
-            let expected = PageState::new(Kind::Free, Order::PAGEBLOCK, ZONE);
+            let expected = PageState::new(Kind::Free, Order::PAGEBLOCK);
             let names = |state: PageState| text.contains(&std::format!("{state:?}"));
             assert!(text.contains(&std::format!("{pfn:?}")), "{way}, {what}: {text}");
             assert!(names(state) && names(expected), "{way}, {what}: {text}");
@@ -95,20 +90,66 @@ fn a_corrupt_free_block_is_found_however_it_is_taken() {
 
 #[test]
 fn a_corrupt_link_of_a_free_block_is_found() {
-    type Break = (&'static str, fn(&Page, Pfn));
+    type Break = (&'static str, fn(&AreaWords, Pfn));
     let breaks: [Break; 4] = [
-        ("next to elsewhere", |page, pfn| page.set_next(Link::to(pfn.add(4096)))),
-        ("no next", |page, _| page.set_next(Link::NONE)),
-        ("previous to elsewhere", |page, pfn| page.set_prev(Link::to(pfn.add(4096)))),
-        ("next to no page", |page, _| page.set_next(Link::to(Pfn::new(1 << 20 | 1 << 18)))),
+        ("next to elsewhere", |area, pfn| area.set_after(PageblockLink::to(pfn.add(4096)))),
+        ("no next", |area, _| area.set_after(PageblockLink::NONE)),
+        ("previous to elsewhere", |area, pfn| area.set_before(PageblockLink::to(pfn.add(4096)))),
+        ("next to no page", |area, _| area.set_after(PageblockLink::to(Pfn::new(1 << 20 | 1 << 18)))),
     ];
     for (what, corrupt) in breaks {
         let mm = machine();
-        let (pfn, page) = head(mm, Order::MAX);
-        corrupt(page, pfn);
+        let (pfn, _) = head(mm, Order::MAX);
+        corrupt(mm.sparse.page(pfn).words(), pfn);
         let text = panic_of(what, || mm.alloc_pages(Order::MAX, Gfp::Movable));
-        assert!(text.contains("on a free list") || text.contains("has no page"), "{what}: {text}");
+        assert!(text.contains("on the free list") || text.contains("has no page"), "{what}: {text}");
     }
+    // Isolation and merging take a pageblock by its state, out of the middle of its list.
+    for (way, take) in WAYS.into_iter().skip(2) {
+        let mm = machine();
+        let (pfn, _) = head_of_any(mm);
+        mm.sparse.page(pfn).words().set_before(PageblockLink::to(pfn.add(4096)));
+        let text = panic_of(way, || take(mm));
+        assert!(text.contains("on the free list"), "{way}: {text}");
+    }
+}
+
+/// A free page below the order of a pageblock: its state is a tail's, and its bit says that it is free.
+#[test]
+fn a_corrupt_free_page_is_found_however_it_is_taken() {
+    let free = |mm: &Mm<Sim>| {
+        let taken = [(); 8].map(|()| mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap());
+        taken.into_iter().for_each(|pfn| mm.free_pages(pfn, Order::new(3)));
+        taken[0]
+    };
+    let ways: [Taking; 2] = [
+        ("refill of a per-CPU list", |mm| _ = mm.alloc_pages(Order::PAGE, Gfp::Movable)),
+        ("a block of the order", |mm| _ = mm.alloc_pages(Order::new(3), Gfp::Movable)),
+    ];
+    for (way, take) in ways {
+        for (what, state) in corruptions(Kind::Free, Order::new(3)) {
+            if what == "never initialised" {
+                // Which is a tail too.
+                continue;
+            }
+            let mm = machine();
+            // The pages that were given back last are the lowest of their pageblock.
+            _ = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
+            let pfn = free(mm);
+            mm.sparse.page(pfn).set_state(state);
+            let text = panic_of(way, || take(mm));
+            assert!(
+                text.contains(&std::format!("{pfn:?}")) && text.contains(&std::format!("{state:?}")),
+                "{way}, {what}: {text}"
+            );
+        }
+    }
+    let mm = machine();
+    _ = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
+    let pfn = free(mm);
+    mm.sparse.area(pfn).take(pfn.in_pageblock(), Order::PAGE);
+    let text = panic_of("a bit that is lost", || mm.check());
+    assert!(text.contains("pages"), "{text}");
 }
 
 #[test]
@@ -124,7 +165,7 @@ fn a_corrupt_page_on_a_per_cpu_list_is_found() {
             mm.free_pages(pfn, Order::PAGE);
             mm.sparse.page(pfn).set_state(state);
             let text = panic_of(way, || take(mm));
-            let expected = PageState::new(Kind::Pcp, Order::PAGE, ZONE);
+            let expected = PageState::new(Kind::Pcp, Order::PAGE);
             assert!(
                 text.contains(&std::format!("{state:?}")) && text.contains(&std::format!("{expected:?}")),
                 "{way}, {what}: {text}"
@@ -133,7 +174,7 @@ fn a_corrupt_page_on_a_per_cpu_list_is_found() {
         let mm = machine();
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
         mm.free_pages(pfn, Order::PAGE);
-        mm.sparse.page(pfn).set_next(Link::to(pfn.add(4096)));
+        mm.sparse.page(pfn).set_next(Order::PAGE, Link::to(pfn.add(4096)));
         // The page itself is valid, but the page that its link leads to is not.
         let text = panic_of("link of a per-CPU list", || (take(mm), take(mm)));
         assert!(text.contains("on a per-CPU list"), "{way}: {text}");

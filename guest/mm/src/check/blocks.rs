@@ -118,7 +118,8 @@ impl<P: Platform> Mm<P> {
                 continue;
             };
             let head = self.sparse.online_page(memmap).expect("older memory that is in use is online");
-            let found = (head.state().is(Kind::Allocated, Order::PAGEBLOCK), head.holder());
+            let state = head.state();
+            let found = (state.is(Kind::Allocated, Order::PAGEBLOCK), head.holder(state));
             assert_eq!(found, (true, Holder::Memmap), "{memmap:?} with the memmap of {nr:?}");
         }
         by_base_pages

@@ -9,6 +9,7 @@
 use crate::Mm;
 use crate::addr::PAGEBLOCK_PAGES;
 use crate::check::blocks::Memmaps;
+use crate::page::Kind;
 use crate::pageblock_set::PageblockSet;
 use crate::pgmap::{Pgmap, PgmapNr};
 use crate::platform::Platform;
@@ -34,6 +35,7 @@ impl<P: Platform> Mm<P> {
                 let entry = self.sparse.entry(section);
                 assert!(entry.is_device(), "{section:?} of pgmap {nr:?} is something else");
                 assert_eq!(entry.plugged(), PageblockSet::ALL, "{section:?} of pgmap {nr:?}");
+                assert_eq!(entry.node(), pgmap.node(), "node of {section:?}, of pgmap {nr:?}");
                 let state = entry.state();
                 let ready = if live { SectionState::Initialised } else { SectionState::Present };
                 // A range that is being published at this moment may be Initialised before its pgmap is live.
@@ -55,7 +57,7 @@ impl<P: Platform> Mm<P> {
         assert!(refs >= pages.pages().into(), "pgmap {nr:?}: {refs} references to {pages:?}");
         for pfn in pages.frames().step_by(step) {
             let page = self.sparse.page(pfn);
-            assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
+            assert_eq!(page.state().kind(), Kind::Device, "state of {pfn:?} of pgmap {nr:?}");
             assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         }
     }

@@ -3,19 +3,17 @@
 //! Mirrors nothing of Linux. Costs time in proportion to the pages of pageblocks that were written since the last
 //! check on this thread, not to all pages (see `sync::written`).
 //!
-//! Invariants checked: each page of a buddy block but the first one is a tail in the section's zone, or was never
+//! Invariants checked: each page of a buddy block but the first one is a tail, or was never
 //! written where the memmap was zero.
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange};
-use crate::node::ZoneId;
-use crate::page::{Kind, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::sparse::SectionPages;
 use crate::sync::written::Seen;
 
 /// A walk over the tails of a section.
 pub(super) struct Tails<'s> {
     pages: SectionPages<'s>,
-    zone: ZoneId,
     /// The pageblock of the walk, as it was when the walk came to it.
     seen: Seen,
     /// It is as a check has found it right before. Then its first page says all: it is a head, and the same buddy
@@ -26,9 +24,9 @@ pub(super) struct Tails<'s> {
 }
 
 impl<'s> Tails<'s> {
-    pub(super) fn new(pages: SectionPages<'s>, zone: ZoneId) -> Self {
-        let seen = Seen::now(pages.page(pages.nr().start()), 0);
-        Self { pages, zone, seen, known: false, settled: true }
+    pub(super) fn new(pages: SectionPages<'s>) -> Self {
+        let seen = Seen::now(&*pages.page(pages.nr().start()), 0);
+        Self { pages, seen, known: false, settled: true }
     }
 
     /// Checks the tails behind `head`. The calls are for all buddy blocks of the section, ascending.
@@ -51,8 +49,8 @@ impl<'s> Tails<'s> {
     }
 
     fn begin(&mut self, first: Pfn) {
-        let meaning = u32::from(self.zone.bits()) << 1 | u32::from(self.pages.section().is_sparse());
-        self.seen = Seen::now(self.pages.page(first), meaning);
+        let meaning = u32::from(self.pages.section().is_sparse());
+        self.seen = Seen::now(&*self.pages.page(first), meaning);
         self.known = self.seen.is_known();
         self.settled = true;
     }
@@ -63,16 +61,18 @@ impl<'s> Tails<'s> {
         if tails.is_empty() {
             return;
         }
-        let tail = PageState::new(Kind::Tail, Order::PAGE, self.zone);
-        let pages = &self.pages.all()[tails.start().in_section()..][..tails.pages() as usize];
-        if !PageState::all_tails(pages, tail, self.pages.section().is_sparse()) {
+        let first = tails.start().in_pageblock() as usize;
+        let parts = self.pages.parts(tails.start().pageblock());
+        let untouched = self.pages.section().is_sparse();
+        // Nearly all are tails.
+        if !Page::are_tails(parts, first..first + tails.pages() as usize, untouched) {
             tails.frames().for_each(|pfn| self.check_tail(pfn, head, order));
         }
     }
 
     fn check_tail(&mut self, pfn: Pfn, head: Pfn, order: Order) {
         let state = self.pages.page(pfn).state();
-        if state == PageState::new(Kind::Tail, Order::PAGE, self.zone) {
+        if state == PageState::new(Kind::Tail, Order::PAGE) {
             return;
         }
         // The holder of a buddy block may be splitting it just now: new heads first, the old one last.

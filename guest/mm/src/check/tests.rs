@@ -123,29 +123,25 @@ fn pages() {
     finds("which is not registered", |mm| mm.set_owner(allocated(mm), OwnerId(3), 0));
     finds("is no single page", |mm| {
         let block = mm.alloc_pages(Order::new(3), Gfp::Movable).unwrap();
-        mm.sparse.page(block).set_holder(Holder::Owned { owner: OwnerId(0), index: 0 }.word());
+        mm.sparse.page(block).hold(Order::new(3), Holder::Owned { owner: OwnerId(0), index: 0 });
     });
     finds("with the memmap of", |mm| {
         let memmap = mm.sparse.section(SectionNr::new(33)).unwrap().memmap().unwrap();
-        mm.sparse.page(memmap).set_holder(Holder::Kernel.word());
+        mm.sparse.page(memmap).hold(Order::PAGEBLOCK, Holder::Kernel);
     });
     finds("type of the pageblock with memmap", |mm| {
         mm.sparse.section(BLOCK).unwrap().pageblocks.set_type(0, MigrateType::Movable);
     });
-    finds("should begin a block", |mm| {
-        let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    finds("pages in state Pcp", |mm| {
+        let tail = PageState::new(Kind::Tail, Order::PAGE);
         mm.sparse.page(allocated(mm)).set_state(tail);
-    });
-    finds("zone of", |mm| {
-        let other = PageState::new(Kind::Allocated, Order::PAGE, NodeId::FIRST.zone(ZoneType::Normal));
-        mm.sparse.page(allocated(mm)).set_state(other);
     });
 }
 
 /// `check` does not look again at tails that it has seen, unless a page of their pageblock was written.
 #[test]
 fn tails() {
-    let kind = |kind| PageState::new(kind, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    let kind = |kind| PageState::new(kind, Order::PAGE);
     // Of the second pageblock: its first page, and another one.
     for offset in [PAGEBLOCK_PAGES, PAGEBLOCK_PAGES + 188] {
         finds("behind", |mm| {
@@ -168,17 +164,6 @@ fn tails() {
         mm.split_page_to(block, Order::MAX, Order::PAGEBLOCK);
         mm.free_pages(block.add(PAGEBLOCK_PAGES), Order::PAGEBLOCK);
         mm.check();
-        let zone = NodeId::FIRST.zone(ZoneType::Movable);
-        mm.sparse.page(block).set_state(PageState::new(Kind::Allocated, Order::MAX, zone));
-    });
-    // A tail in the state of another zone.
-    finds("behind", |mm| {
-        let pages = mm.sparse.pages(BLOCK).unwrap();
-        let tail = pages.all().iter().rposition(|page| page.state().is_tail()).unwrap();
-        pages.all()[tail].set_state(PageState::new(
-            Kind::Tail,
-            Order::PAGE,
-            NodeId::FIRST.zone(ZoneType::Normal),
-        ));
+        mm.sparse.page(block).set_state(PageState::new(Kind::Allocated, Order::MAX));
     });
 }

@@ -41,7 +41,7 @@ fn take(zone: &mut ZoneGuard<'_>, pageblock: u32, pages: u32, step: u32, holder:
     for (pfn, state) in free {
         assert!(state.kind() == Kind::Free && state.order() <= Order::PAGEBLOCK);
         let block = zone.remove(FreeBlock::new(section, pfn, state.order(), mt));
-        _ = zone.allocate_pages(block, holder.word());
+        _ = zone.allocate_pages(block, holder);
     }
     for pfn in (0..PAGEBLOCK_PAGES).map(|page| first.add(page)).filter(|&pfn| !wanted(pfn)) {
         zone.free_and_merge(section, pfn, Order::PAGE, Place::Tail);
@@ -57,7 +57,7 @@ fn take_one(mm: &Mm<Sim>, mt: MigrateType) -> u32 {
     let holder = if mt == MigrateType::Movable { Holder::Unclaimed } else { Holder::Kernel };
     let mut zone = mm.lock_zone(ZONE);
     let block = zone.rmqueue(Order::PAGE, mt).expect("a free page");
-    zone.allocate(block, holder.word()).pageblock()
+    zone.allocate(block, holder).pageblock()
 }
 
 /// A kernel page takes over a pageblock of which half is free. Of one with more movable pages than that it takes a
@@ -99,7 +99,7 @@ fn pages_on_per_cpu_lists_do_not_count() {
     take(&mut mm.lock_zone(ZONE), 1, HALF + 1, 1, Holder::Kernel);
     for page in 0..HALF + 1 {
         let page = mm.sparse.page(BLOCK.start().add(PAGEBLOCK_PAGES + page));
-        page.set_state(PageState::new(Kind::Pcp, Order::PAGE, ZONE));
+        page.set_state(PageState::new(Kind::Pcp, Order::PAGE));
     }
     take_one(mm, MigrateType::Unmovable);
     assert_eq!(type_of(mm, 1), MigrateType::Movable);

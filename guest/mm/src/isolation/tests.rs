@@ -64,7 +64,7 @@ fn a_page_stands_in_the_way_by_its_holder_and_zone() {
             mm.free_pages(pfn, Order::PAGE);
         }
         for (holder, in_movable, elsewhere) in holders {
-            mm.sparse.page(held).set_holder(holder.word());
+            mm.sparse.page(held).hold(Order::PAGE, holder);
             let expected = if is_movable { in_movable } else { elsewhere };
             assert_eq!(
                 refusal(mm, BLOCK, one(HELD)),
@@ -72,7 +72,7 @@ fn a_page_stands_in_the_way_by_its_holder_and_zone() {
                 "{holder:?} in {zone:?}"
             );
         }
-        mm.sparse.page(held).set_holder(Holder::Unclaimed.word());
+        mm.sparse.page(held).hold(Order::PAGE, Holder::Unclaimed);
         mm.check();
     }
 }

@@ -1,6 +1,8 @@
-//! The holder of a page that is in use, as a value and as one word.
+//! The holder of a page that is in use: as a value, as a part of the page's state, and as one word.
 //!
-//! Takes the place of what Linux keeps in `page->mapping`, `page->index` and `page->private`.
+//! Takes the place of what Linux keeps in `page->mapping`, `page->index` and `page->private`. Differs from Linux on
+//! purpose: the holder that a page has from its allocation on is a part of its state, so that allocating and freeing
+//! write nothing else.
 //!
 //! Invariant: an owner and its index are read and written together.
 
@@ -33,6 +35,50 @@ pub enum Holder {
     Tagged(u32),
     /// The host, which takes the memory back and returns the page soon: see [`Lent`](crate::Lent).
     Lent,
+}
+
+/// What the state of an allocated head says of its holder. A kind of a page's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum HeldBy {
+    /// [`Holder::Memmap`].
+    Memmap = 11,
+    /// [`Holder::Unclaimed`].
+    Unclaimed = 12,
+    /// [`Holder::Kernel`].
+    Kernel = 13,
+    /// [`Holder::PageTable`].
+    PageTable = 14,
+    /// The holder's word has it.
+    Named = 15,
+}
+
+impl HeldBy {
+    /// The smallest of them.
+    pub(super) const LEAST: u8 = Self::Memmap as u8;
+
+    #[inline]
+    pub(crate) const fn of(holder: Holder) -> Self {
+        match holder {
+            Holder::Memmap => Self::Memmap,
+            Holder::Unclaimed => Self::Unclaimed,
+            Holder::Kernel => Self::Kernel,
+            Holder::PageTable => Self::PageTable,
+            _ => Self::Named,
+        }
+    }
+
+    #[inline]
+    pub(super) const fn from_bits(bits: u8) -> Option<Self> {
+        match bits {
+            11 => Some(Self::Memmap),
+            12 => Some(Self::Unclaimed),
+            13 => Some(Self::Kernel),
+            14 => Some(Self::PageTable),
+            15 => Some(Self::Named),
+            _ => None,
+        }
+    }
 }
 
 /// A [`Holder`] in one word, so that owner and index of a page are always read together: bits

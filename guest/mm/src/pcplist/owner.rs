@@ -8,25 +8,28 @@
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
-use super::{PcpZone, PerCpuPages};
+use super::{PcpRun, PcpZone, PerCpuPages, pages_of};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId};
-use crate::page::{HolderWord, Kind, Link, Page, PageState};
+use crate::page::{HeldBy, Kind, Link, LinkCell, PageRef, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
-use crate::sparse::Sparse;
+use crate::sparse::{SectionPages, Sparse};
 use crate::sync::{Ordering::Relaxed, spin_loop};
 use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, ZoneGuard};
 use crate::zonelist::Zonelist;
 
-/// The state of a buddy block of `order` on a per-CPU list of `zone`.
+/// Order of the largest aligned range whose pages a run has.
+const RUN_ORDER: Order = Order::new(u64::BITS.ilog2() as u8);
+
+/// The state of a buddy block of `order` on a per-CPU list.
 #[inline]
-pub(crate) const fn listed(order: Order, zone: ZoneId) -> PageState {
-    PageState::new(Kind::Pcp, order, zone)
+pub(crate) const fn listed(order: Order) -> PageState {
+    PageState::new(Kind::Pcp, order)
 }
 
 /// The list of a zone that a buddy block belongs on.
@@ -34,18 +37,17 @@ pub(crate) const fn listed(order: Order, zone: ZoneId) -> PageState {
 pub(crate) struct ListOf {
     pub(crate) order: Order,
     pub(crate) mt: MigrateType,
-    pub(crate) zone: ZoneId,
 }
 
 /// Steps on a list. The caller has the right to the lists.
 impl PcpZone {
     /// Puts the buddy block with head `page` on a list. Returns the buddy blocks of its order.
     #[inline(always)]
-    pub(crate) fn push(&self, page: &Page, pfn: Pfn, ListOf { order, mt, zone }: ListOf) -> u32 {
+    pub(crate) fn push(&self, page: PageRef<'_>, pfn: Pfn, ListOf { order, mt }: ListOf) -> u32 {
         let list = self.list(order);
         let first = &list.first[mt.index() & 1];
-        page.set_next(first.get());
-        page.set_state(listed(order, zone));
+        page.set_next(order, first.get());
+        page.set_state(listed(order));
         first.set(Link::to(pfn));
         let count = list.count() + 1;
         list.count.store(count, Relaxed);
@@ -55,18 +57,44 @@ impl PcpZone {
     /// Takes a buddy block off a list. The caller sets the state of its head. This is the check for a page that was
     /// overwritten on the list (Linux `check_new_page`).
     #[inline(always)]
-    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, &'s Page)> {
-        let ListOf { order, mt, zone } = of;
-        let list = self.list(order);
-        let first = &list.first[mt.index() & 1];
-        let pfn = first.get().pfn()?;
-        let page = sparse.page(pfn);
-        if page.state() != listed(order, zone) {
-            bad_page(pfn, page.state(), listed(order, zone));
-        }
-        first.set(page.next());
+    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, PageRef<'s>)> {
+        let list = self.list(of.order);
+        let first = &list.first[of.mt.index() & 1];
+        let (pfn, page) = match first.get().pfn() {
+            Some(pfn) => {
+                let page = sparse.page(pfn);
+                first.set(page.next(of.order));
+                if page.state() != listed(of.order) {
+                    bad_page(pfn, page.state(), listed(of.order));
+                }
+                (pfn, page)
+            }
+            None if of.order == Order::PAGE => {
+                let pfn = self.runs[of.mt.index() & 1].take()?;
+                let page = sparse.page(pfn);
+                if !page.state().is_tail() {
+                    bad_page(pfn, page.state(), PageState::new(Kind::Tail, Order::PAGE));
+                }
+                (pfn, page)
+            }
+            None => return None,
+        };
         list.count.store(list.count() - 1, Relaxed);
         Some((pfn, page))
+    }
+
+    /// Puts the single pages of `bits` in the aligned range of 64 pages from `first` on, which are tails, on the list of
+    /// type `mt`: as its run when it has none.
+    fn push_pages(&self, pages: SectionPages<'_>, first: Pfn, bits: u64, mt: MigrateType) {
+        let run = &self.runs[mt.index() & 1];
+        if run.pages().is_none() {
+            run.set(first, bits);
+            self.pages.count.store(self.pages.count() + bits.count_ones(), Relaxed);
+            return;
+        }
+        for pfn in pages_of((first, bits)) {
+            self.push(pages.page(pfn), pfn, ListOf { order: Order::PAGE, mt });
+        }
     }
 
     /// Moves up to `blocks` buddy blocks of `order` to the buddy allocator (Linux `free_pcppages_bulk`).
@@ -74,31 +102,78 @@ impl PcpZone {
     #[inline(never)]
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
         let mut guard = mm.lock_zone(zone);
-        for _ in 0..blocks {
-            let of = |mt| ListOf { order, mt, zone };
-            let Some((pfn, _)) = self
-                .pop(&mm.sparse, of(MigrateType::Movable))
-                .or_else(|| self.pop(&mm.sparse, of(MigrateType::Unmovable)))
-            else {
-                break;
+        let list = self.list(order);
+        let mut left = blocks;
+        for first in &list.first {
+            left = match order {
+                Order::PAGE => flush_list(first, &mut guard, Order::PAGE, left),
+                _ => flush_list(first, &mut guard, Order::PAGEBLOCK, left),
             };
-            if variant::is(Variant::FlushStaleType) {
-                let block = FreeBlock::new(guard.section_pages(pfn), pfn, order, MigrateType::Movable);
-                guard.insert(block, Place::Head);
-                continue;
-            }
-            guard.free_and_merge(guard.section_pages(pfn), pfn, order, Place::Head);
+        }
+        list.count.store(list.count() - (blocks - left), Relaxed);
+        if left == 0 {
+            return;
+        }
+        if order == Order::PAGE {
+            self.flush_runs(&mut guard);
+        }
+        assert_eq!(list.count(), 0, "blocks of {order:?} counted on a per-CPU list that is empty");
+    }
+
+    /// Moves the runs of single pages to the buddy allocator.
+    fn flush_runs(&self, guard: &mut ZoneGuard<'_>) {
+        for (first, bits) in self.runs.iter().filter_map(PcpRun::take_all) {
+            guard.free_some(guard.section_pages(first), first, bits);
+            self.pages.count.store(self.pages.count() - bits.count_ones(), Relaxed);
         }
     }
 }
 
+/// Moves up to `most` buddy blocks of the list that begins at `first` to the buddy allocator. Returns how many more it
+/// would have moved.
+#[inline(always)]
+fn flush_list(first: &LinkCell, guard: &mut ZoneGuard<'_>, order: Order, most: u32) -> u32 {
+    let mut left = most;
+    while left > 0
+        && let Some(pfn) = first.get().pfn()
+    {
+        let pages = guard.section_pages(pfn);
+        let page = pages.page(pfn);
+        if page.state() != listed(order) {
+            bad_page(pfn, page.state(), listed(order));
+        }
+        first.set(page.next(order));
+        left -= 1;
+        if variant::is(Variant::FlushStaleType) {
+            page.set_state(PageState::new(Kind::Tail, Order::PAGE));
+            let block = FreeBlock::new(pages, pfn, order, MigrateType::Movable);
+            if order == Order::PAGEBLOCK || guard.give(&block, Place::Head) {
+                guard.insert(block.whole_pageblock(), Place::Head);
+            }
+        } else {
+            guard.free_and_merge(pages, pfn, order, Place::Head);
+        }
+    }
+    left
+}
+
 impl<'m> ZoneGuard<'m> {
-    /// Takes a run of at most `most` pages of type `mt` off the free lists. It is as long as the smallest free buddy
-    /// block is, so that no more is split than needed.
-    fn rmqueue_run(&mut self, mt: MigrateType, most: u32) -> Option<FreeBlock<'m>> {
-        let longest = Order::new(most.ilog2() as u8);
-        let order = self.smallest(Order::PAGE, mt).unwrap_or(Order::PAGE).min(longest);
-        self.rmqueue(order, mt)
+    /// Takes free pages for pages of type `mt` off the free lists, all of one aligned range of 2^`order`: the pages of the
+    /// section, the first page of the 64 that the range lies in, and a bit for each.
+    fn rmqueue_pages(&mut self, order: Order, mt: MigrateType) -> Option<(SectionPages<'m>, Pfn, u64)> {
+        let list = self.smallest(Order::PAGE, mt);
+        if let Some(first) =
+            list.filter(|&list| list < Order::PAGEBLOCK).and_then(|list| self.first(list, mt))
+        {
+            let block = FreeBlock::new(self.section_pages(first), first, order, mt);
+            let (first, bits) = self.take_lowest(&block)?;
+            return Some((block.section_pages(), first, bits));
+        }
+        // From a pageblock of the other type that stays one, a single page is taken.
+        let block = self.rmqueue(if list.is_some() { order } else { Order::PAGE }, mt)?;
+        let bits = u64::MAX >> (u64::BITS - block.order().pages());
+        let first = block.pfn().align_down(RUN_ORDER);
+        Some((block.section_pages(), first, bits << (block.pfn().get() - first.get())))
     }
 }
 
@@ -125,9 +200,9 @@ impl<P: Platform> Mm<P> {
 
     /// Frees a buddy block to this CPU's lists. False when they do not keep it: then it must go to the buddy allocator.
     #[inline(always)]
-    pub(crate) fn free_to_pcp(&self, page: &Page, pfn: Pfn, of: ListOf) -> bool {
+    pub(crate) fn free_to_pcp(&self, page: PageRef<'_>, pfn: Pfn, zone: ZoneId, of: ListOf) -> bool {
         let cpu = self.own_cpu();
-        let Some(lists) = cpu.lists(of.zone).filter(|lists| lists.keeps(of.order)) else { return false };
+        let Some(lists) = cpu.lists(zone).filter(|lists| lists.keeps(of.order)) else { return false };
         lists.free(page, pfn, of.order, of.mt);
         true
     }
@@ -202,22 +277,21 @@ impl<P: Platform> PcpOwner<'_, P> {
 
     /// Takes a buddy block of `order` and type `mt` and makes it an allocated one.
     #[inline(always)]
-    pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HolderWord) -> Option<Pfn> {
-        let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt, zone: self.zone })?;
-        page.set_holder(holder);
-        page.set_state(PageState::new(Kind::Allocated, order, self.zone));
+    pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HeldBy) -> Option<Pfn> {
+        let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt })?;
+        page.set_state(PageState::held(order, holder));
         Some(pfn)
     }
 
     /// Frees a buddy block to the list of its `order` and type `mt`, and flushes a batch when there are too many.
     #[inline(always)]
-    pub(crate) fn free(&self, page: &Page, pfn: Pfn, order: Order, mt: MigrateType) {
+    pub(crate) fn free(&self, page: PageRef<'_>, pfn: Pfn, order: Order, mt: MigrateType) {
         let limits = self.limits;
         let (too_many, batch) = match order {
             Order::PAGE => (limits.high, limits.batch.into()),
             _ => (u32::from(limits.large) + 1, limits.large_batch()),
         };
-        if self.pcp.push(page, pfn, ListOf { order, mt, zone: self.zone }) >= too_many {
+        if self.pcp.push(page, pfn, ListOf { order, mt }) >= too_many {
             self.pcp.flush(self.mm, self.zone, order, batch);
         }
     }
@@ -225,19 +299,17 @@ impl<P: Platform> PcpOwner<'_, P> {
     /// Moves buddy blocks of `order` and type `mt` from the buddy allocator to the list, as many as a refill brings
     /// (Linux `rmqueue_bulk`, `nr_pcp_alloc`).
     pub(crate) fn refill(&self, order: Order, mt: MigrateType) {
-        let of = ListOf { order, mt, zone: self.zone };
+        let of = ListOf { order, mt };
         let mut zone = self.mm.lock_zone(self.zone);
         if order == Order::PAGE {
-            let mut left = u32::from(self.limits.batch);
-            while left > 0
-                && let Some(run) = zone.rmqueue_run(mt, left)
+            // A batch is one page less than a buddy block, and that page would have to be split off.
+            let mut left = u32::from(self.limits.batch) + 1;
+            while left > 1
+                && let range = Order::new(left.ilog2() as u8).min(RUN_ORDER)
+                && let Some((pages, first, bits)) = zone.rmqueue_pages(range, mt)
             {
-                left -= run.order().pages();
-                // The first page of the run comes to the head of the list, and is used first.
-                for page in (0..run.order().pages()).rev() {
-                    let pfn = run.pfn().add(page);
-                    self.pcp.push(run.section_pages().page(pfn), pfn, of);
-                }
+                left -= bits.count_ones();
+                self.pcp.push_pages(pages, first, bits, mt);
             }
         } else {
             for _ in 0..self.limits.large_batch() {

@@ -7,12 +7,12 @@
 //! own limits are published again when it is dropped, under the same hold of the memory hotplug lock. So it alone uses
 //! the lists of its zones. A request has one grace period, however many zones it stops.
 
-use super::PcpZone;
+use super::{PcpRun, PcpZone, pages_of};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::ZoneId;
-use crate::page::Page;
+use crate::page::PageRef;
 use crate::platform::Platform;
 use crate::sync::{Ordering::Relaxed, spin_loop};
 use crate::variant::{self, Variant};
@@ -140,20 +140,23 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
     }
 
     /// The buddy blocks on the lists: their heads and their order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, &'m Page, Order)> + use<'m, P> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>, Order)> + use<'m, P> {
         let (sparse, pcp) = (&self.mm.sparse, self.pcp);
         let lists = [Order::PAGE, Order::PAGEBLOCK].into_iter().flat_map(move |order| {
             pcp.list(order).first.each_ref().into_iter().map(move |first| (first.get(), order))
         });
-        lists.flat_map(move |(first, order)| {
+        let runs = pcp.runs.iter().filter_map(PcpRun::pages).flat_map(pages_of);
+        let of_runs = runs.map(move |pfn| (pfn, sparse.page(pfn), Order::PAGE));
+        let listed = lists.flat_map(move |(first, order)| {
             let mut next = first;
             core::iter::from_fn(move || {
                 let pfn = next.pfn()?;
                 let page = sparse.page(pfn);
-                next = page.next();
+                next = page.next(order);
                 Some((pfn, page, order))
             })
-        })
+        });
+        listed.chain(of_runs)
     }
 
     /// Moves one hold's worth of buddy blocks to the buddy allocator. False when there were none.

@@ -56,8 +56,8 @@ fn free_with_a_stale_type() {
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1);
 
-    let of = ListOf { order: Order::PAGE, mt: stale, zone: MOVABLE };
-    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, of), "the list is stopped");
+    let of = ListOf { order: Order::PAGE, mt: stale };
+    assert!(!mm.free_to_pcp(mm.sparse.page(pfn), pfn, MOVABLE, of), "the list is stopped");
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
@@ -95,8 +95,8 @@ fn free_with_a_stale_type_hides_from_a_single_drain() {
     mm.drain_pcp(MOVABLE, hotplug.held());
     let pages = mm.sparse.pages(BLOCK).unwrap();
     mm.start_isolate(pages, pageblock_of(pfn)).unwrap();
-    let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: MOVABLE };
-    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, of));
+    let of = ListOf { order: Order::PAGE, mt: MigrateType::Movable };
+    assert!(mm.free_to_pcp(mm.sparse.page(pfn), pfn, MOVABLE, of));
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 1, "hidden");
     mm.drain_pcp(MOVABLE, hotplug.held());
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
@@ -242,7 +242,7 @@ fn unchanged_limits_are_not_published() {
     mm.check();
 }
 
-/// A list that reaches its limit loses a batch, no page earlier and none later. A refill brings a batch.
+/// A list that reaches its limit loses a batch, no page earlier and none later. A refill brings a batch and one page.
 #[test]
 fn a_list_keeps_less_than_high_and_moves_a_batch() {
     let mm = machine();
@@ -257,7 +257,7 @@ fn a_list_keeps_less_than_high_and_moves_a_batch() {
     }
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let again = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-    assert_eq!(count(), batch - 1, "one of the batch is allocated");
+    assert_eq!(count(), batch, "one of them is allocated");
     [again, pages[high as usize]].into_iter().for_each(|pfn| mm.free_pages(pfn, Order::PAGE));
     mm.check();
 }
@@ -296,7 +296,11 @@ fn flushed_pages_are_used_first() {
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let mut zone = mm.lock_zone(MOVABLE);
     let next = [(); 2].map(|()| zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap().pfn());
-    assert_eq!(next, [pages[3], pages[1]]);
+    assert_eq!(
+        next,
+        [pages[1], pages[3]],
+        "both, from the lowest on, before pages that were free all the time"
+    );
 }
 
 /// A stopped list does not stop allocating or freeing: both go to the buddy, and the list stays as it is.

@@ -6,11 +6,10 @@
 
 use core::ops::Range;
 
-use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn, SECTION_PAGES, SectionNr};
-#[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
-use crate::page::Kind;
-use crate::page::{Page, PageState};
-use crate::sparse::Section;
+use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn, SECTION_PAGES, SectionNr};
+use crate::free_area::FreeArea;
+use crate::page::{PARTS, Page, PageRef, PageState, part_of};
+use crate::sparse::{Section, SectionState, Sparse, no_page};
 
 /// The pages of one section. The section was checked when this was made: a look-up checks nothing.
 #[derive(Clone, Copy)]
@@ -23,32 +22,45 @@ pub(crate) struct SectionPages<'s> {
 impl<'s> SectionPages<'s> {
     /// The page of `pfn`, which is in this section.
     #[inline]
-    pub(crate) fn page(&self, pfn: Pfn) -> &'s Page {
-        &self.pages[pfn.in_section()]
+    pub(crate) fn page(&self, pfn: Pfn) -> PageRef<'s> {
+        let index = pfn.in_section();
+        PageRef::new(&self.pages[index], &self.pages[part_of(index)], index)
     }
 
-    pub(crate) fn all(&self) -> &'s [Page; SECTION_PAGES as usize] {
-        self.pages
+    /// The struct pages of pageblock `pageblock` that have its states.
+    #[inline]
+    pub(crate) fn parts(&self, pageblock: u32) -> &'s [Page; PARTS] {
+        let first = part_of((pageblock << PAGEBLOCK_ORDER) as usize % self.pages.len());
+        let parts = self.pages[first..].first_chunk();
+        parts.expect("the states of a pageblock lie in its own struct pages")
+    }
+
+    /// The struct pages of pageblock `pageblock`.
+    pub(crate) fn pageblock(&self, pageblock: u32) -> &'s [Page] {
+        let first = (pageblock << PAGEBLOCK_ORDER) as usize;
+        &self.pages[first..first + PAGEBLOCK_PAGES as usize]
+    }
+
+    /// The free buddy blocks of pageblock `pageblock`.
+    #[inline]
+    pub(crate) fn area(&self, pageblock: u32) -> FreeArea<'s> {
+        FreeArea::new(self.parts(pageblock))
     }
 
     /// Checks that every page means something: it was written for the section's zone, or the memmap is known to be
     /// zero where it was not.
     #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
     pub(super) fn assert_initialised(&self) {
-        let zone = self.section.zone();
-        let tail = PageState::new(Kind::Tail, Order::PAGE, zone);
-        let chunks = self.pages.chunks_exact(64).zip(self.nr.frames().frames().step_by(64));
-        // Nearly all pages are tails.
-        let others = chunks.filter(|(chunk, _)| !PageState::all_tails(chunk, tail, self.section.is_sparse()));
-        for (page, pfn) in
-            others.flat_map(|(chunk, first)| chunk.iter().zip((0..).map(move |at| first.add(at))))
-        {
-            let state = page.state();
-            let is_known = match state.kind() {
-                Kind::Uninit => self.section.is_sparse(),
-                _ => state.zone() == zone,
-            };
-            assert!(is_known, "{pfn:?} of a section that is called initialised is {state:?}");
+        if self.section.is_sparse() {
+            return;
+        }
+        for pageblock in 0..crate::SECTION_PAGEBLOCKS {
+            let known = Page::are_written(self.parts(pageblock));
+            assert!(
+                known,
+                "pageblock {pageblock} of {:?}, which is called initialised, was not written",
+                self.nr
+            );
         }
     }
 
@@ -64,12 +76,21 @@ impl<'s> SectionPages<'s> {
     /// block of the largest order can begin before the pageblock.
     pub(crate) fn covering(&self, block: u32) -> (Pfn, PageState) {
         let first = self.nr.start().add(block << PAGEBLOCK_ORDER);
-        let state = self.page(first).state();
-        if !state.is_tail() {
-            return (first, state);
-        }
         let head = first.align_down(Order::MAX);
-        (head, self.page(head).state())
+        if head != first {
+            let state = self.page(head).state();
+            if !state.is_tail() && state.order() == Order::MAX {
+                return (head, state);
+            }
+        }
+        (first, self.block(first))
+    }
+
+    /// The state of the buddy block that begins at `pfn`. One that is free by its bits has no head (see `free_area`).
+    #[inline]
+    pub(crate) fn block(&self, pfn: Pfn) -> PageState {
+        let state = self.page(pfn).state();
+        if state.is_tail() { self.area(pfn.pageblock()).state_of_tail(pfn.in_pageblock()) } else { state }
     }
 
     /// The buddy blocks that lie in the pageblocks `range` or reach into them, ascending: their heads and the
@@ -82,9 +103,32 @@ impl<'s> SectionPages<'s> {
             let (head, state) = next.take()?;
             let after = head.add(state.order().pages());
             if after < end {
-                next = Some((after, this.page(after).state()));
+                next = Some((after, this.block(after)));
             }
             Some((head, state))
         })
+    }
+}
+
+impl Sparse {
+    /// The free buddy blocks of the pageblock of `pfn`.
+    ///
+    /// # Panics
+    /// When the section has no initialised memmap.
+    #[inline]
+    pub(crate) fn area(&self, pfn: Pfn) -> FreeArea<'_> {
+        let Some(pages) = self.pages(pfn.section()) else { no_page(pfn) };
+        pages.area(pfn.pageblock())
+    }
+
+    /// The pages of section `nr`, if it is online.
+    pub(crate) fn online_pages(&self, nr: SectionNr) -> Option<SectionPages<'_>> {
+        self.pages(nr).filter(|pages| pages.section().state() == SectionState::Online)
+    }
+
+    /// The page of `pfn`, if its section is online (Linux `pfn_to_online_page`): for walks over arbitrary
+    /// frames.
+    pub(crate) fn online_page(&self, pfn: Pfn) -> Option<PageRef<'_>> {
+        Some(self.online_pages(pfn.section())?.page(pfn))
     }
 }

@@ -15,7 +15,7 @@ use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::{FreeLists, Place};
 use crate::lock::Guard;
-use crate::page::{HolderWord, Kind, PageState};
+use crate::page::Holder;
 use crate::pageblock::MigrateType;
 use crate::sparse::{SectionPages, Sparse};
 use crate::sync::Ordering::Relaxed;
@@ -52,16 +52,63 @@ impl<'m> ZoneGuard<'m> {
         self.sparse.pages(pfn.section()).expect("a page on a list has a section")
     }
 
-    /// Puts `block`, which is on no list, on its list.
-    #[inline]
+    /// Makes `block`, whose pages are not free, a free buddy block. Nothing of its pageblock is free that it would merge
+    /// with to a pageblock.
+    #[inline(always)]
     pub(crate) fn insert(&mut self, block: FreeBlock<'_>, place: Place) {
-        self.lists.insert(self.sparse, block, place);
+        if block.order() >= Order::PAGEBLOCK {
+            self.lists.insert(self.sparse, block, place);
+        } else if self.give(&block, place) {
+            panic!("{:?} of {:?} makes a pageblock whole", block.pfn(), block.order());
+        }
     }
 
-    /// Takes `block`, which is on its list, off it.
-    #[inline]
+    /// Takes `block`, which is a free buddy block or a part of one that is smaller than a pageblock.
+    #[inline(always)]
     pub(crate) fn remove<'s>(&mut self, block: FreeBlock<'s>) -> FreeBlock<'s> {
-        self.lists.remove(self.sparse, block)
+        if block.order() >= Order::PAGEBLOCK {
+            return self.lists.remove(self.sparse, block);
+        }
+        self.lists.take(self.sparse, &block);
+        block
+    }
+
+    /// See [`FreeLists::give`].
+    #[inline(always)]
+    pub(crate) fn give(&mut self, block: &FreeBlock<'_>, place: Place) -> bool {
+        self.lists.give(self.sparse, block, place)
+    }
+
+    /// See [`FreeLists::give_some`].
+    pub(crate) fn give_some(&mut self, block: &FreeBlock<'_>, bits: u64) -> bool {
+        self.lists.give_some(self.sparse, block, bits)
+    }
+
+    /// See [`FreeLists::take_lowest`].
+    #[inline]
+    pub(crate) fn take_lowest(&mut self, block: &FreeBlock<'_>) -> Option<(Pfn, u64)> {
+        self.lists.take_lowest(self.sparse, block)
+    }
+
+    /// Number of free buddy blocks by order and migrate type. Looks at each pageblock that is free in part.
+    pub(crate) fn free_blocks(&self) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
+        let mut blocks = [[0; MigrateType::COUNT]; Order::COUNT];
+        for mt in [MigrateType::Unmovable, MigrateType::Movable, MigrateType::Isolate] {
+            for order in (0..Order::COUNT as u8).map(Order::new) {
+                if order >= Order::PAGEBLOCK {
+                    blocks[order.index()][mt.index()] = self.len(order, mt);
+                    continue;
+                }
+                let mut at = self.first(order, mt);
+                while let Some(pfn) = at {
+                    let area = self.sparse.area(pfn);
+                    let of_area = area.blocks().into_iter().zip(&mut blocks);
+                    of_area.for_each(|(count, blocks)| blocks[mt.index()] += count);
+                    at = area.words().after().pageblock();
+                }
+            }
+        }
+        blocks
     }
 
     /// See [`FreeLists::set_reported`].
@@ -74,6 +121,11 @@ impl<'m> ZoneGuard<'m> {
         self.lists.rotate_to(self.sparse, order, mt, pfn);
     }
 
+    /// See [`FreeLists::retype`].
+    pub(crate) fn retype(&mut self, pageblock: Pfn, from: MigrateType, to: MigrateType) {
+        self.lists.retype(self.sparse, pageblock, from, to);
+    }
+
     /// See [`FreeLists::append_largest`].
     pub(crate) fn append_largest(&mut self, pages: SectionPages<'_>, range: PfnRange, mt: MigrateType) {
         self.lists.append_largest(self.sparse, pages, range, mt);
@@ -82,20 +134,16 @@ impl<'m> ZoneGuard<'m> {
     /// Makes `block`, which is on no list, an allocated one. Its pages are not free for any walk that
     /// takes the zone lock later.
     #[inline]
-    pub(crate) fn allocate(&self, block: FreeBlock<'_>, holder: HolderWord) -> Pfn {
-        let head = block.head();
-        head.set_holder(holder);
-        head.set_state(PageState::new(Kind::Allocated, block.order(), self.zone()));
+    pub(crate) fn allocate(&self, block: FreeBlock<'_>, holder: Holder) -> Pfn {
+        block.head().hold(block.order(), holder);
         block.pfn()
     }
 
     /// Makes the pages of `block`, which is on no list, allocated single pages.
-    pub(crate) fn allocate_pages(&self, block: FreeBlock<'_>, holder: HolderWord) -> PfnRange {
+    pub(crate) fn allocate_pages(&self, block: FreeBlock<'_>, holder: Holder) -> PfnRange {
         let pages = block.section_pages();
         for offset in 0..block.order().pages() {
-            let page = pages.page(block.pfn().add(offset));
-            page.set_holder(holder);
-            page.set_state(PageState::new(Kind::Allocated, Order::PAGE, self.zone()));
+            pages.page(block.pfn().add(offset)).hold(Order::PAGE, holder);
         }
         block.frames()
     }

@@ -9,7 +9,7 @@ use core::fmt;
 
 use crate::Mm;
 use crate::addr::Pfn;
-use crate::page::{DevUser, Page};
+use crate::page::{DevUser, Kind, PageRef};
 use crate::pageblock::MigrateType;
 use crate::pgmap::{Pgmap, PgmapNr};
 use crate::platform::Platform;
@@ -52,12 +52,12 @@ impl<P: Platform> Mm<P> {
     /// The page of device memory `pfn`, if it can be used (Linux `get_dev_pagemap` and a look at the page). A
     /// page that is found is initialised, even while ranges are mapped and unmapped.
     pub fn dev_page(&self, pfn: Pfn) -> Option<DevPage> {
-        let (nr, pgmap) = self.pgmaps.of(pfn)?;
+        let (nr, _) = self.pgmaps.of(pfn)?;
         // The range may be unmapped since the look at its gate. Then its sections are Absent, and nothing else of it has
         // gone yet.
         let pages = self.sparse.pages(pfn.section())?;
         let (page, section) = (pages.page(pfn), pages.section());
-        assert_eq!(page.state(), pgmap.page_state(), "state of {pfn:?} of pgmap {nr:?}");
+        assert_eq!(page.state().kind(), Kind::Device, "state of {pfn:?} of pgmap {nr:?}");
         assert_eq!(page.pgmap(), u32::from(nr.0), "pgmap of {pfn:?}");
         let migrate_type = section.pageblocks.migrate_type(pfn.pageblock());
         Some(DevPage { pgmap: nr, user: page.dev_user(), migrate_type })
@@ -109,7 +109,7 @@ impl<P: Platform> Mm<P> {
     fn change_user(
         &self,
         pgmap: &Pgmap,
-        page: &Page,
+        page: PageRef<'_>,
         change: impl Fn(Option<DevUser>) -> Result<Option<DevUser>, DevPageError>,
     ) -> Result<(), DevPageError> {
         page.update_dev_user(change)?;

@@ -19,7 +19,7 @@ fn machine() -> SimMachine {
 
 /// The holder of `pfn` looks at its struct page, and marks the page as its own.
 fn hold(mm: &Mm<Sim>, pfn: Pfn, cpu: u64) -> Pfn {
-    assert_ne!(mm.platform().struct_page(pfn)[0], 0, "{pfn:?} is used before it is initialised");
+    assert_ne!(mm.platform().page_state(pfn), 0, "{pfn:?} is used before it is initialised");
     mm.platform().write(pfn, cpu);
     pfn
 }

@@ -200,9 +200,9 @@ fn a_page_is_initialised_when_it_is_handed_out() {
     let mm = machine(InitPolicy::Lazy, MemoryContent::Zero);
     add(mm, MemoryContent::Zero);
     let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
-    // A refill takes at most 63 pages that were not requested yet, and a split leaves ten heads.
-    let touched = written(mm, BLOCK) - before;
-    assert!((590..600 + 63 + 10).contains(&touched), "{touched} pages");
+    // The first page was the head of the buddy block that was split. The pages that a refill brought are tails until
+    // they are requested.
+    assert_eq!(written(mm, BLOCK) - before, 600 - 1, "pages that were handed out, and no other");
     mm.check();
     pages.into_iter().for_each(|page| mm.free_pages(page, Order::PAGE));
     mm.check();
@@ -212,13 +212,11 @@ fn a_page_is_initialised_when_it_is_handed_out() {
 #[test]
 fn every_way_out_initialises_the_pages_it_returns() {
     let order = |order| move |mm: &Mm<Sim>| _ = mm.alloc_pages(Order::new(order), Gfp::Movable).unwrap();
-    // The buddy blocks come from the one of 512 pages. Each split leaves a new head per level: nine down to a
-    // page, six down to eight pages. A list is refilled with pages 0 to 6; page 7 is the other half of the
-    // buddy block that page 6 comes from.
+    // The first page that is handed out was the head of the buddy block that is split, and a split makes no heads.
     type Way<'w> = (&'static str, &'w dyn Fn(&Mm<Sim>), usize);
     let ways: [Way<'_>; 4] = [
-        ("refill", &order(0), 9 + 4),
-        ("a buddy block", &order(3), 6),
+        ("refill", &order(0), 0),
+        ("a buddy block", &order(3), 0),
         ("the largest buddy block", &order(10), 0),
         ("a range", &|mm| _ = mm.alloc_contig_pages(2).unwrap(), 1023),
     ];

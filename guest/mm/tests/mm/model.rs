@@ -276,7 +276,8 @@ fn page_tables_get_the_reserve() {
     // sqrt(pages * 4 KiB * 16) KiB, Linux's min_free_kbytes.
     let managed = mm.stats().zones[0].managed;
     let min = (managed * 64).isqrt().max(128) / 4;
-    assert!(left >= min && left < min + 64, "left {left}, watermark {min}");
+    // The last refill brought 8 pages, and one of them had to be above the watermark.
+    assert!(left + 8 > min && left < min + 64, "left {left}, watermark {min}");
     for _ in 0..left {
         mm.alloc_pages(Order::PAGE, Gfp::PageTable).expect("the reserve");
     }

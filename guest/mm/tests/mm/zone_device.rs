@@ -168,8 +168,8 @@ fn s5_4_under_the_lock_only_memmap_pages_are_written() {
         let info = info(mm, nr);
         assert_eq!(info.locked_pages, locked);
         if locked > 0 {
-            let held = mm.platform().struct_page(map.range.start().add(512));
-            assert_eq!(held[0] & 0xff, 8 | 9 << 4, "head of a pageblock of memmap");
+            let held = mm.platform().page_state(map.range.start().add(512));
+            assert_eq!(held, 7 | 9 << 4, "head of a pageblock of memmap");
         }
         finish(mm, nr);
         mm.hotplug().memunmap_pages(nr).unwrap();
@@ -219,7 +219,7 @@ fn s5_6_reserve_pages_are_left_alone() {
         assert!(reserve().all(|pfn| mm.dev_page(pfn).is_none()));
         // All other struct pages were written.
         let others = PfnRange::between(range(FIRST, 2).start().add(1024), range(FIRST, 2).end()).unwrap();
-        assert!(pfns(others).all(|pfn| sim.struct_page(pfn) != [0; 8]));
+        assert!(pfns(others).all(|pfn| sim.page_state(pfn) != 0));
         mm.hotplug().memunmap_pages(nr).unwrap();
     }
 }
@@ -235,7 +235,7 @@ fn s5_7_every_page_has_its_pgmap_and_an_empty_driver_word() {
         for pfn in pfns(info(mm, nr).pages) {
             let page = mm.dev_page(pfn).unwrap();
             assert_eq!((page.pgmap, page.user), (nr, None), "{pfn:?}");
-            assert_eq!(mm.platform().struct_page(pfn)[1], 0, "driver's word of {pfn:?}");
+            assert_eq!(mm.platform().struct_page(pfn)[0], 0, "driver's word of {pfn:?}");
         }
         assert_eq!(mm.dev_page(range(FIRST + 8, 1).start()).unwrap().pgmap, other);
     }
@@ -244,14 +244,12 @@ fn s5_7_every_page_has_its_pgmap_and_an_empty_driver_word() {
 /// Every page is a reserved page of the Device zone and cannot be looked up before the pgmap is open.
 #[test]
 fn s5_8_pages_are_reserved_before_they_are_visible() {
-    const RESERVED_IN_ZONE_DEVICE: u64 = 9 | 3 << 8;
+    const DEVICE: u8 = 8;
     for map in both() {
         let mm = machine().boot();
         let nr = mm.hotplug().memremap_start(map).unwrap();
         let all = info(mm, nr).pages;
-        while let Some(next) =
-            pfns(all).find(|&pfn| mm.platform().struct_page(pfn)[0] != RESERVED_IN_ZONE_DEVICE)
-        {
+        while let Some(next) = pfns(all).find(|&pfn| mm.platform().page_state(pfn) != DEVICE) {
             assert!(pfns(all).step_by(512).all(|pfn| mm.dev_page(pfn).is_none()), "before {next:?}");
             assert!(
                 all.start().section() != next.section()
@@ -488,17 +486,14 @@ fn d7_the_span_follows_the_ranges() {
     mm.check();
 }
 
-/// Every node has a Device zone of its own, and every page names its zone.
+/// Every node has a Device zone of its own, and a range belongs to the one of the node that it was mapped for.
 #[test]
 fn ranges_belong_to_nodes() {
     let mm = machine().boot();
     let on = |node, first| DevPagemap { node: NodeId::new(node), ..plain(first, 1) };
-    let numbers = [on(0, FIRST), on(3, FIRST + 4), on(0, FIRST + 2), on(3, FIRST + 5)].map(|map| {
-        let nr = mm.memremap_pages(map).unwrap();
-        let state = mm.platform().struct_page(map.range.start())[0];
-        assert_eq!(state >> 8, u64::from(map.node.get()) << 2 | 3, "{map:?}");
-        nr
-    });
+    let numbers = [on(0, FIRST), on(3, FIRST + 4), on(0, FIRST + 2), on(3, FIRST + 5)]
+        .map(|map| mm.memremap_pages(map).unwrap());
+    // It compares the node of each section with that of its range.
     mm.check();
     assert_eq!(mm.stats().device.spanned, (3 + 2) * 32768);
     for nr in numbers {

@@ -16,7 +16,6 @@ use loom::cell::UnsafeCell;
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::grace::Passes;
 use crate::lock::Locks;
-use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pcplist::{ListOf, PcpZone};
 use crate::sparse::{SectionOwner, SectionState, Sparse};
@@ -25,9 +24,8 @@ use crate::sync::yield_now;
 use crate::zone::PcpLimits;
 
 const NR: SectionNr = SectionNr::new(1);
-const ZONE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 const ON: PcpLimits = PcpLimits { high: 100, batch: 7, large: 0 };
-const LIST: ListOf = ListOf { order: Order::PAGE, mt: MigrateType::Movable, zone: ZONE };
+const LIST: ListOf = ListOf { order: Order::PAGE, mt: MigrateType::Movable };
 
 struct Owner;
 

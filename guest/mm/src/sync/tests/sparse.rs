@@ -2,7 +2,6 @@
 
 use crate::addr::{Order, Pfn, SectionNr};
 use crate::lock::Locks;
-use crate::node::{NodeId, ZoneType};
 use crate::page::{Kind, Link, Page, PageState};
 use crate::sparse::{SectionOwner, SectionState};
 use crate::sync::tests::{Data, fixed, in_every_execution, machine};
@@ -23,30 +22,31 @@ fn a_section_is_published_with_its_pages() {
     let (pfn, link) = (NR.start().add(7), Link::to(Pfn::new(9)));
     in_every_execution(
         move || {
-            sparse.pages_to_initialise(NR, &Owner).page(pfn).set_next(link);
+            sparse.pages_to_initialise(NR, &Owner).page(pfn).set_next(Order::PAGE, link);
             sparse.set_state(NR, SectionState::Initialised, &Owner);
         },
         move || {
             if let Some(pages) = sparse.pages(NR) {
-                assert_eq!(pages.page(pfn).next(), link, "a page that is not initialised");
+                assert_eq!(pages.page(pfn).next(Order::PAGE), link, "a page that is not initialised");
             }
         },
     );
 }
 
-/// `Page::set_states` writes by plain stores: the section that is published afterwards publishes its pages too.
+/// `Page::init_pageblock` writes by plain stores: the section that is published afterwards publishes its pages too.
 #[test]
 fn pages_of_a_section_are_set_before_it_is_published() {
     let sparse = &machine().sparse;
     sparse.set_state(NR, SectionState::Present, &Owner);
-    let tail = PageState::new(Kind::Tail, Order::PAGE, NodeId::FIRST.zone(ZoneType::Movable));
+    let tail = PageState::new(Kind::Tail, Order::PAGE);
     in_every_execution(
         move || {
-            Page::set_states(&sparse.pages_to_initialise(NR, &Owner).all()[7..9], tail);
+            // One struct page with states: a model has no room for all of them.
+            Page::init_pageblock(&sparse.pages_to_initialise(NR, &Owner).parts(0)[..1], tail);
             sparse.set_state(NR, SectionState::Initialised, &Owner);
         },
         move || {
-            let found = sparse.pages(NR).map(|pages| [7, 8].map(|at| pages.all()[at].state()));
+            let found = sparse.pages(NR).map(|pages| [7, 8].map(|at| pages.page(NR.start().add(at)).state()));
             assert!(found.is_none_or(|states| states == [tail; 2]), "pages that are not set: {found:?}");
         },
     );
