@@ -11,7 +11,7 @@
 //! | layer | files |
 //! |---|---|
 //! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
-//! | metadata | [`page`](Page), [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
+//! | metadata | [`page`](Page), `free_area`, [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
 //! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `added_block`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
