@@ -45,7 +45,7 @@ mod state;
 
 use core::ops::Deref;
 
-use crate::addr::{Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Pfn};
+use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn};
 #[cfg(any(test, feature = "sim"))]
 use crate::sync::written;
 use crate::sync::{
@@ -97,8 +97,8 @@ pub(crate) const PARTS: usize = PAGEBLOCK_PAGES as usize / PART_PAGES;
 #[inline]
 pub(crate) const fn part_of(index: usize) -> usize {
     const IN_PAGEBLOCK: usize = PAGEBLOCK_PAGES as usize - 1;
-    let turn = ((index >> PAGEBLOCK_ORDER) * PARTS) & IN_PAGEBLOCK;
-    (index & !IN_PAGEBLOCK) | turn | (index / PART_PAGES % PARTS)
+    // The lowest bits are those of the part in its pageblock, the others those of the pageblock's number.
+    (index & !IN_PAGEBLOCK) | ((index / PART_PAGES) & IN_PAGEBLOCK)
 }
 
 /// A struct page, and the state of its page.

@@ -302,9 +302,11 @@ impl<P: Platform> PcpOwner<'_, P> {
         let of = ListOf { order, mt };
         let mut zone = self.mm.lock_zone(self.zone);
         if order == Order::PAGE {
-            // A batch is one page less than a buddy block, and that page would have to be split off.
-            let mut left = u32::from(self.limits.batch) + 1;
-            while left > 1
+            // A batch is one page less than a buddy block, and that page would have to be split off. Half of it will do: a
+            // range that is free in part brings less, and the next ones bring ever less.
+            let wanted = u32::from(self.limits.batch) + 1;
+            let mut left = wanted;
+            while left > wanted / 2
                 && let range = Order::new(left.ilog2() as u8).min(RUN_ORDER)
                 && let Some((pages, first, bits)) = zone.rmqueue_pages(range, mt)
             {
@@ -312,9 +314,23 @@ impl<P: Platform> PcpOwner<'_, P> {
                 self.pcp.push_pages(pages, first, bits, mt);
             }
         } else {
-            for _ in 0..self.limits.large_batch() {
-                let Some(block) = zone.rmqueue(order, mt) else { break };
-                self.pcp.push(block.head(), block.pfn(), of);
+            let mut left = self.limits.large_batch();
+            while left > 0 {
+                // Both halves of a larger buddy block, when there are no others: what is left of it need not go back.
+                let is_pair = left > 1 && zone.smallest(order, mt) == Some(Order::MAX);
+                let Some(block) = zone.rmqueue(if is_pair { Order::MAX } else { order }, mt) else { break };
+                let mut push = |block: FreeBlock<'_>| {
+                    self.pcp.push(block.head(), block.pfn(), of);
+                    left -= 1;
+                };
+                if is_pair {
+                    // The lower half comes to the head of the list, and is used first.
+                    let (lower, upper) = block.split();
+                    push(upper);
+                    push(lower);
+                } else {
+                    push(block);
+                }
             }
         }
     }
