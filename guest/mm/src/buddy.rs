@@ -1,10 +1,12 @@
 //! The buddy allocator: splitting free blocks, and merging them with their buddies.
 //!
-//! Mirrors the core of Linux `mm/page_alloc.c` (`__free_one_page`, `expand`, `page_del_and_expand`).
-//! Every step touches heads only: merging or splitting a buddy block of any size is one store per level.
+//! Mirrors the core of Linux `mm/page_alloc.c` (`__free_one_page`, `expand`, `page_del_and_expand`). Differs from Linux
+//! on purpose: below the order of a pageblock, free pages are bits that make their buddy blocks by themselves (see
+//! `free_area`). A pageblock whose pages are all free leaves the bits, and is merged and split as in Linux: one store for a
+//! head per level.
 //!
-//! Invariants, under the zone lock: a free block is on the list of its pageblock's type; two free
-//! buddies never exist side by side, unless one of them is in an isolated pageblock.
+//! Invariants, under the zone lock: a pageblock is on a list of its type; two free pageblocks that are buddies never
+//! exist side by side, unless one of them is isolated.
 
 use core::ops::Range;
 
