@@ -191,7 +191,8 @@ fn guest_takes_memory_that_is_not_zero() {
         assert_eq!(movable(&mut machine), expected(mib), "{mib} MiB\n{}", machine.text());
         if mib > 0 {
             let mut last = [0];
-            memory.read_exact_at(&mut last, mib * MIB - 1).unwrap();
+            // At 130 MiB this is in a struct page: in its holder, which the initialisation of a memmap does not write.
+            memory.read_exact_at(&mut last, mib * MIB - 64).unwrap();
             assert_eq!(last, [GARBAGE], "the guest got clean memory, which proves nothing");
             command(&mut machine, "hog 64M movable scattered full as data");
             command(&mut machine, "verify data");

@@ -355,8 +355,8 @@ impl FreeLists {
             None => list.first = PageblockLink::to(range.start()),
         }
         let (mut before, mut last) = (list.last, None);
-        let step = Order::MAX.pages() as usize;
-        for pfn in range.frames().step_by(step) {
+        for offset in (0..range.pages()).step_by(Order::MAX.pages() as usize) {
+            let pfn = range.start().add(offset);
             let page = pages.page(pfn);
             page.words().set_list(Some(Order::MAX));
             page.words().set_before(before);

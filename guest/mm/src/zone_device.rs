@@ -239,13 +239,13 @@ impl<P: Platform> Hotplug<'_, P> {
     /// pages that are set aside for the memmap. The others only when the policy is to write them twice.
     fn init_locked(&self, nr: PgmapNr, pgmap: &Pgmap) -> u64 {
         let aside = pgmap.altmap_pages();
-        for first in aside.frames().step_by(PAGEBLOCK_PAGES as usize) {
+        for first in pageblocks(aside) {
             self.init_memmap_pageblock(first);
         }
         let mut written = u64::from(aside.pages());
         if self.mm.options.get().device_init == DeviceInit::Twice {
             let all = pgmap.device_pages();
-            for first in all.frames().step_by(PAGEBLOCK_PAGES as usize) {
+            for first in pageblocks(all) {
                 self.mm.init_device_pages(PfnRange::new(first, PAGEBLOCK_PAGES), nr, self.held());
             }
             written += u64::from(all.pages());
@@ -311,6 +311,11 @@ impl<P: Platform> Mm<P> {
     pub fn pgmap(&self, nr: PgmapNr) -> Option<PgmapInfo> {
         self.pgmaps.info(nr)
     }
+}
+
+/// The first pages of the pageblocks of `range`.
+fn pageblocks(range: PfnRange) -> impl Iterator<Item = Pfn> {
+    (0..range.pages()).step_by(PAGEBLOCK_PAGES as usize).map(move |offset| range.start().add(offset))
 }
 
 #[cfg(test)]
