@@ -194,3 +194,14 @@ fn a_corrupt_page_is_found_when_it_is_freed() {
         assert!(text.contains(&std::format!("{state:?}")), "{what}: {text}");
     }
 }
+
+/// A page whose state was overwritten so that it looks allocated is found by its bit when it is freed.
+#[test]
+fn a_page_that_is_free_already_is_found_by_its_bit() {
+    let (mm, order) = (machine(), Order::new(3));
+    let [_kept, pfn] = [(); 2].map(|()| mm.alloc_pages(order, Gfp::Movable).unwrap());
+    mm.free_pages(pfn, order);
+    mm.sparse.page(pfn).set_state(PageState::new(Kind::Allocated, order));
+    let text = panic_of("free", || mm.free_pages(pfn, order));
+    assert!(text.contains("free pages are 0xff00, and should be 0x0"), "{text}");
+}
