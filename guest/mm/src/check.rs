@@ -119,8 +119,12 @@ impl<P: Platform> Mm<P> {
 
 fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
-    for (pfn, page, order) in lists.iter() {
-        assert!(page.state() == listed(order) || page.state().is_tail(), "{pfn:?} on a per-CPU list");
+    for (pfn, page) in lists.pages_of_runs() {
+        assert!(page.state().is_tail(), "{pfn:?} of a per-CPU list's run is {:?}", page.state());
+        count += 1;
+    }
+    for (pfn, page, order) in lists.linked() {
+        assert_eq!(page.state(), listed(order), "{pfn:?} on a per-CPU list");
         count += order.pages();
     }
     assert_eq!(lists.count(), count, "{zone:?}: count of a per-CPU list, pages on it");
@@ -148,7 +152,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
             }
             Kind::Pcp => tally.pcp += block,
             Kind::Allocated => {
-                check_holder(pages, pfn, order, owners);
+                check_holder(pages, pfn, state, owners);
                 tally.allocated += block;
             }
             Kind::Reserved | Kind::Hole => assert!(section.is_boot(), "{pfn:?} is {state:?}"),
@@ -182,9 +186,9 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
 }
 
 /// Checks an allocated buddy block: its holder's word can be read, and an owner is a registered one.
-fn check_holder(pages: SectionPages<'_>, pfn: Pfn, order: Order, owners: &Owners) {
-    if let Holder::Owned { owner, index } = pages.page(pfn).holder(pages.page(pfn).state()) {
-        assert_eq!(order, Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
+fn check_holder(pages: SectionPages<'_>, pfn: Pfn, state: PageState, owners: &Owners) {
+    if let Holder::Owned { owner, index } = pages.page(pfn).holder(state) {
+        assert_eq!(state.order(), Order::PAGE, "{pfn:?}, owned by {owner:?} as {index}, is no single page");
         assert!(owners.get(owner).is_some(), "{pfn:?} is owned by {owner:?}, which is not registered");
     }
 }

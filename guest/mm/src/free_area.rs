@@ -35,10 +35,16 @@ pub(crate) struct FreeArea<'s> {
     parts: &'s [Page; PARTS],
 }
 
-/// The buddy blocks of `order` that lie in the set bits of `word`: a bit for the first page of each.
+/// The buddy blocks of the order after `order` that those of `order` make: a bit for the first page of each.
+#[inline]
+fn pairs(runs: u32, order: u8) -> u32 {
+    runs & runs >> (1 << order) & ALIGNED[usize::from(order) + 1]
+}
+
+/// The buddy blocks of `order` that lie in the set bits of `word`.
 #[inline]
 fn runs(word: u32, order: u8) -> u32 {
-    (0..order).fold(word, |runs, order| runs & runs >> (1 << order) & ALIGNED[usize::from(order) + 1])
+    (0..order).fold(word, pairs)
 }
 
 /// The largest order with a buddy block in the set bits of `word`, which is not 0.
@@ -46,7 +52,7 @@ fn runs(word: u32, order: u8) -> u32 {
 fn largest_in(word: u32) -> u8 {
     let (mut runs, mut order) = (word, 0);
     while order < PART_ORDER.get() {
-        runs = runs & runs >> (1 << order) & ALIGNED[usize::from(order) + 1];
+        runs = pairs(runs, order);
         if runs == 0 {
             break;
         }
@@ -114,14 +120,8 @@ impl<'s> FreeArea<'s> {
             self.flip(index, order, false);
             // One more than the order of the list: the smallest order that counts.
             let counts = self.words().list.load(Relaxed) as u8;
-            if self.is_free(index, counts) { self.larger(index, order, counts) } else { None }
+            self.is_free(index, counts).then(|| self.around(index, order))
         })
-    }
-
-    /// The order of the free buddy block with page `index`, which has at least `order`, if it is at least `counts`.
-    #[cold]
-    fn larger(&self, index: u32, order: Order, counts: u8) -> Option<Order> {
-        Some(self.around(index, order)).filter(|around| around.get() >= counts)
     }
 
     /// Whether the buddy block of `order`, which has page `index`, is free by its bits.

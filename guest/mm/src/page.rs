@@ -54,7 +54,7 @@ use crate::sync::{
     one_step,
 };
 
-pub(crate) use holder::{HeldBy, HolderWord};
+pub(crate) use holder::HeldBy;
 pub use holder::{Holder, OwnerId};
 pub(crate) use state::{Kind, PageState};
 
@@ -167,7 +167,7 @@ impl<'s> PageRef<'s> {
     pub(crate) fn hold(self, order: Order, holder: Holder) {
         let held_by = HeldBy::of(holder);
         if held_by == HeldBy::Named {
-            self.page.holder.store(holder.word().bits(), Relaxed);
+            self.page.holder.store(holder.bits(), Relaxed);
         }
         // Release: who reads this state also reads the word.
         self.set_state(PageState::held(order, held_by));
@@ -177,7 +177,7 @@ impl<'s> PageRef<'s> {
     #[inline]
     pub(crate) fn holder(self, state: PageState) -> Holder {
         match state.held_by() {
-            Some(HeldBy::Named) => HolderWord::new(self.page.holder.load(Relaxed)).holder(),
+            Some(HeldBy::Named) => Holder::from_bits(self.page.holder.load(Relaxed)),
             Some(HeldBy::Memmap) => Holder::Memmap,
             Some(HeldBy::Kernel) => Holder::Kernel,
             Some(HeldBy::PageTable) => Holder::PageTable,

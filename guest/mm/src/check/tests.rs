@@ -132,6 +132,11 @@ fn pages() {
     finds("type of the pageblock with memmap", |mm| {
         mm.sparse.section(BLOCK).unwrap().pageblocks.set_type(0, MigrateType::Movable);
     });
+    finds("on a per-CPU list", |mm| {
+        let page = allocated(mm);
+        mm.free_pages(page, Order::PAGE);
+        mm.sparse.page(page).set_state(PageState::new(Kind::Tail, Order::PAGE));
+    });
     finds("pages in state Pcp", |mm| {
         let tail = PageState::new(Kind::Tail, Order::PAGE);
         mm.sparse.page(allocated(mm)).set_state(tail);

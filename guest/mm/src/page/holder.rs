@@ -81,15 +81,12 @@ impl HeldBy {
     }
 }
 
-/// A [`Holder`] in one word, so that owner and index of a page are always read together: bits
-/// 0..=7 say which variant, 8..=15 hold the owner, 16..=63 the index or the tag.
-#[derive(Clone, Copy)]
-pub(crate) struct HolderWord(u64);
-
 impl Holder {
+    /// The holder in one word, so that owner and index of a page are always read together: bits 0..=7 say which
+    /// variant, 8..=15 hold the owner, 16..=63 the index or the tag.
     #[inline]
-    pub(crate) const fn word(self) -> HolderWord {
-        HolderWord(match self {
+    pub(super) const fn bits(self) -> u64 {
+        match self {
             Self::Unclaimed => 0,
             Self::Reserved => 1,
             Self::Kernel => 2,
@@ -98,11 +95,12 @@ impl Holder {
             Self::Owned { owner, index } => 5 | (owner.0 as u64) << 8 | index << 16,
             Self::Tagged(tag) => 6 | (tag as u64) << 16,
             Self::Lent => 7,
-        })
+        }
     }
 
+    /// What [`bits`](Self::bits) made a word of.
     #[inline]
-    const fn from_bits(bits: u64) -> Self {
+    pub(super) const fn from_bits(bits: u64) -> Self {
         match bits & 0xff {
             0 => Self::Unclaimed,
             1 => Self::Reserved,
@@ -114,22 +112,5 @@ impl Holder {
             7 => Self::Lent,
             _ => panic!("page with an unknown holder"),
         }
-    }
-}
-
-impl HolderWord {
-    #[inline]
-    pub(super) const fn new(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    #[inline]
-    pub(super) const fn bits(self) -> u64 {
-        self.0
-    }
-
-    #[inline]
-    pub(super) const fn holder(self) -> Holder {
-        Holder::from_bits(self.0)
     }
 }

@@ -139,15 +139,20 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
         self.pcp.count()
     }
 
-    /// The buddy blocks on the lists: their heads and their order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>, Order)> + use<'m, P> {
+    /// The single pages of the runs, which are tails.
+    pub(crate) fn pages_of_runs(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>)> + use<'m, P> {
+        let (sparse, pcp) = (&self.mm.sparse, self.pcp);
+        let pages = pcp.runs.iter().filter_map(PcpRun::pages).flat_map(pages_of);
+        pages.map(move |pfn| (pfn, sparse.page(pfn)))
+    }
+
+    /// The buddy blocks that are linked: their heads and their order.
+    pub(crate) fn linked(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>, Order)> + use<'m, P> {
         let (sparse, pcp) = (&self.mm.sparse, self.pcp);
         let lists = [Order::PAGE, Order::PAGEBLOCK].into_iter().flat_map(move |order| {
             pcp.list(order).first.each_ref().into_iter().map(move |first| (first.get(), order))
         });
-        let runs = pcp.runs.iter().filter_map(PcpRun::pages).flat_map(pages_of);
-        let of_runs = runs.map(move |pfn| (pfn, sparse.page(pfn), Order::PAGE));
-        let listed = lists.flat_map(move |(first, order)| {
+        lists.flat_map(move |(first, order)| {
             let mut next = first;
             core::iter::from_fn(move || {
                 let pfn = next.pfn()?;
@@ -155,8 +160,7 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
                 next = page.next(order);
                 Some((pfn, page, order))
             })
-        });
-        listed.chain(of_runs)
+        })
     }
 
     /// Moves one hold's worth of buddy blocks to the buddy allocator. False when there were none.
