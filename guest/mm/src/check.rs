@@ -119,11 +119,7 @@ impl<P: Platform> Mm<P> {
 
 fn check_pcp<P: Platform>(zone: ZoneId, lists: &StoppedLists<'_, P>) {
     let mut count = 0;
-    for (pfn, page) in lists.pages_of_runs() {
-        assert!(page.state().is_tail(), "{pfn:?} of a per-CPU list's run is {:?}", page.state());
-        count += 1;
-    }
-    for (pfn, page, order) in lists.linked() {
+    for (pfn, page, order) in lists.blocks() {
         assert_eq!(page.state(), listed(order), "{pfn:?} on a per-CPU list");
         count += order.pages();
     }

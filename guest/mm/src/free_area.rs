@@ -15,8 +15,8 @@
 //! A free pageblock, alone or as a half of a larger buddy block, has no bits: it is free by the state of its head. So
 //! memory that comes in large pieces costs one cache line for each.
 //!
-//! Invariants: the words change under the zone lock, so each function here is one step for other CPUs. The state of a page that is free by its bit is a tail's. A tail
-//! without a bit, whose head is none of the pages before it, is on the run of a per-CPU list.
+//! Invariants: the words change under the zone lock, so each function here is one step for other CPUs. The state of a page that is free by its bit is a
+//! tail's.
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn};
 use crate::page::{AreaWords, Kind, PART_PAGES, PARTS, Page, PageState};
@@ -186,11 +186,11 @@ impl<'s> FreeArea<'s> {
     }
 
     /// The state that a tail of the pageblock means: the head of a free buddy block, if page `index` is the first one
-    /// of it, or a page of a per-CPU list's run.
+    /// of it, or a tail.
     pub(crate) fn state_of_tail(&self, index: u32) -> PageState {
         one_step(|| {
             if self.bits(index as usize / PART_PAGES) >> (index % PART_PAGES as u32) & 1 == 0 {
-                return PageState::new(Kind::Pcp, Order::PAGE);
+                return PageState::new(Kind::Tail, Order::PAGE);
             }
             PageState::new(Kind::Free, self.around(index, Order::PAGE))
         })

@@ -17,7 +17,7 @@
 //! | field | has a meaning in |
 //! |---|---|
 //! | `holder` | heads held by [`HeldBy::Named`]; `Device`, where it is the driver's word ([`DevUser`]) |
-//! | `next` | `Pcp` pages; `Device`, where it is the pgmap (which shares the list's storage in Linux) |
+//! | `pgmap` | `Device` |
 //!
 //! The rest belongs to the pageblock, and is spread over the same 16 struct pages: see `free_area`.
 //!
@@ -36,16 +36,15 @@
 //!   on. Other heads are changed only by the holder of the page. Neighbours in a cache line are bytes of their own,
 //!   so one CPU's store never changes the page of another.
 //! - A walk under the zone lock may meet a buddy block that its holder is splitting. The holder writes
-//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. `next` means nothing to
-//!   others than those who may use the list, and `holder` is one word, written before the state that gives it a
-//!   meaning: both are `Relaxed`.
+//!   the new heads first and the old one last, with Release, and the walk reads with Acquire. `holder` is one word,
+//!   written before the state that gives it a meaning, so it is `Relaxed`.
 
 mod holder;
 mod state;
 
 use core::ops::Deref;
 
-use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn};
+use crate::addr::{Order, PAGEBLOCK_PAGES};
 #[cfg(any(test, feature = "sim"))]
 use crate::sync::written;
 use crate::sync::{
@@ -62,7 +61,7 @@ pub(crate) use state::{Kind, PageState};
 #[repr(C, align(64))]
 pub struct Page {
     holder: AtomicU64,
-    next: AtomicU32,
+    pgmap: AtomicU32,
     _to_64_bytes: AtomicU32,
     /// Of a pageblock, see `free_area`.
     pub(crate) area: AreaWords,
@@ -90,7 +89,7 @@ pub(crate) const PART_PAGES: usize = 32;
 /// Struct pages of a pageblock that have states.
 pub(crate) const PARTS: usize = PAGEBLOCK_PAGES as usize / PART_PAGES;
 
-/// Where the struct page with the state of page `index` of a section lies in the section's memmap.
+/// Where the struct page with the state of page `index` lies: in the memmap of a section, or of all memory.
 ///
 /// In the n-th pageblock these are 16 struct pages from the 16 n-th on, modulo its size. At the same place in all
 /// pageblocks they would be 32 KiB apart and share a few sets of a CPU's caches.
@@ -112,7 +111,7 @@ pub(crate) struct PageRef<'s> {
 }
 
 impl<'s> PageRef<'s> {
-    /// The struct page `page` of the `index`-th page of a section. `part` is the struct page that has its state.
+    /// The struct page `page` of the `index`-th page of a section, or of all memory. `part` is the struct page that has its state.
     #[inline(always)]
     pub(crate) fn new(page: &'s Page, part: &'s Page, index: usize) -> Self {
         Self { page, part, at: (index % PART_PAGES) as u8 }
@@ -142,24 +141,6 @@ impl<'s> PageRef<'s> {
     pub(crate) fn words(self) -> &'s AreaWords {
         debug_assert!(self.at == 0, "the words of a pageblock lie beside the state of its first page");
         &self.part.area
-    }
-
-    /// The link of a list of buddy blocks of `order`, of which this is the head. That of a pageblock lies beside its
-    /// state, because a pageblock on a per-CPU list is on none of a zone.
-    #[inline(always)]
-    fn link(self, order: Order) -> &'s AtomicU32 {
-        if order == Order::PAGE { &self.page.next } else { &self.part.area.after }
-    }
-
-    /// The head after this one on the list of its `order`.
-    #[inline(always)]
-    pub(crate) fn next(self, order: Order) -> Link {
-        Link(self.link(order).load(Relaxed))
-    }
-
-    #[inline(always)]
-    pub(crate) fn set_next(self, order: Order, link: Link) {
-        self.link(order).store(link.0, Relaxed);
     }
 
     /// Makes it the head of an allocated buddy block of `order` that `holder` has.
@@ -216,6 +197,31 @@ impl Page {
         parts.iter().take(1).for_each(written::made);
     }
 
+    /// Gives the pages of `bits`, whose states are here and those of tails, another state. Returns the first of them that
+    /// was no tail, and its state; it is as the others then.
+    #[inline]
+    pub(crate) fn replace_tails(&self, bits: u32, state: PageState) -> Result<(), (u32, PageState)> {
+        let result = one_step(|| {
+            let (mut left, mut result) = (bits, Ok(()));
+            while left != 0 {
+                let at = left.trailing_zeros();
+                left &= left - 1;
+                let byte = &self.states[at as usize % PART_PAGES];
+                let before = PageState::from_bits(byte.load(Relaxed));
+                if !before.is_tail() && result.is_ok() {
+                    result = Err((at, before));
+                }
+                byte.store(state.bits(), Release);
+                #[cfg(test)]
+                crate::steps::made();
+            }
+            result
+        });
+        #[cfg(any(test, feature = "sim"))]
+        written::made(self);
+        result
+    }
+
     /// Whether each of the pages `range` of the pageblock with the states `parts` is a tail, or was never written and may
     /// be `untouched`. A plain loop, because hosted builds look at very many.
     #[cfg(any(test, feature = "sim"))]
@@ -244,7 +250,7 @@ impl Page {
     /// it yet and plain stores will do.
     #[inline]
     pub(crate) fn init_device(&self, pgmap: u32) {
-        self.next.store(pgmap, Relaxed);
+        self.pgmap.store(pgmap, Relaxed);
         self.holder.store(0, Relaxed);
         #[cfg(test)]
         crate::steps::made();
@@ -252,7 +258,7 @@ impl Page {
 
     /// The pgmap of a page of device memory.
     pub(crate) fn pgmap(&self) -> u32 {
-        self.next.load(Relaxed)
+        self.pgmap.load(Relaxed)
     }
 
     /// The user of a page of device memory, and how many references it holds.
@@ -293,42 +299,5 @@ impl DevUser {
 
     const fn bits(self) -> u64 {
         (self.tag as u64) << 32 | self.count as u64
-    }
-}
-
-/// A [`Link`] that one CPU at a time writes, in plain stores.
-pub(crate) struct LinkCell(AtomicU32);
-
-impl LinkCell {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(Link::NONE.0))
-    }
-
-    #[inline]
-    pub(crate) fn get(&self) -> Link {
-        Link(self.0.load(Relaxed))
-    }
-
-    #[inline]
-    pub(crate) fn set(&self, link: Link) {
-        self.0.store(link.0, Relaxed);
-    }
-}
-
-/// A page on a list, or none. Frame 0 is never on a list, so 0 means "none".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Link(u32);
-
-impl Link {
-    pub(crate) const NONE: Self = Self(0);
-
-    #[inline]
-    pub(crate) const fn to(pfn: Pfn) -> Self {
-        Self(pfn.get())
-    }
-
-    #[inline]
-    pub(crate) const fn pfn(self) -> Option<Pfn> {
-        if self.0 == 0 { None } else { Some(Pfn::new(self.0)) }
     }
 }

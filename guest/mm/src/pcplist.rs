@@ -24,23 +24,27 @@
 //! the zone lock. `tests/interleavings/pcp.rs` runs all this in thousands of orders, and `sync/tests/pcplist.rs` its
 //! memory orderings.
 //!
-//! A refill brings the free pages of an aligned range of 64 as a run, so taking many pages touches no struct page but
-//! the ones that have the pages' states.
+//! A list is an array of frame numbers, not links in struct pages. So a page that is freed and taken again touches its
+//! state only, and pages all over memory are freed at the cost of one cache line each. A refill brings the free pages
+//! of an aligned range of 64 at a time, and a flush gives the neighbours among its pages back together.
 //!
 //! Differs from Linux on purpose: nothing between a page and a pageblock is kept, and only large zones keep
-//! pageblocks; the lists are singly linked, newest first, and flushing takes the newest; and lists have no lock.
+//! pageblocks; the newest are used first, and flushing takes the newest; a list has room for a fixed number of pages;
+//! and lists have no lock.
 //!
-//! Invariants: a page is in state `Pcp`, or a tail that belongs to no buddy block, exactly when it is on one list. Lists and count are changed through
+//! Invariants: a page is in state `Pcp` exactly when it is on one list. Lists and counts are changed through
 //! [`PcpOwner`](owner::PcpOwner) and [`PcpStopped`] only. Limits are written under the memory hotplug lock only.
 
 mod owner;
 mod stopped;
 
+use core::sync::atomic::AtomicU32 as Head;
+
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
 use crate::node::{NodeId, ZoneId};
-use crate::page::LinkCell;
+use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -55,6 +59,16 @@ pub(crate) use stopped::{PcpStopped, StoppedLists};
 
 /// Most CPUs that a machine can have.
 pub const MAX_CPUS: usize = 64;
+
+/// Single pages that a CPU keeps of a zone at most: those of its limits, and those of a refill for the other type.
+const MOST_PAGES: usize = PcpLimits::MOST_PAGES as usize + RUN_PAGES;
+/// Pageblocks that a CPU keeps of a zone at most. A refill brings no more than the limits allow.
+const MOST_PAGEBLOCKS: usize = 2 * PcpLimits::MOST_PAGEBLOCKS as usize;
+/// Most pages that a refill brings.
+const RUN_PAGES: usize = u64::BITS as usize;
+
+/// The migrate types of which there are lists.
+const TYPES: [MigrateType; 2] = [MigrateType::Unmovable, MigrateType::Movable];
 
 /// The pages that one CPU keeps, and its node.
 #[repr(align(64))]
@@ -93,72 +107,62 @@ impl Default for PerCpuPages {
     }
 }
 
-/// The buddy blocks of one order that one CPU keeps of one zone. Other CPUs may read the count, which is then one of
-/// some moment.
-struct PcpList {
-    /// One list for unmovable, one for movable pages.
-    first: [LinkCell; 2],
-    /// Buddy blocks on both.
-    count: AtomicU32,
+/// The buddy blocks of one order that one CPU keeps of one zone, `N` at most: two stacks of frame numbers in one array.
+/// The unmovable ones grow from its beginning, the movable ones from its end. Other CPUs may read the counts, which are
+/// then those of some moment.
+struct PcpList<const N: usize> {
+    /// Buddy blocks by type: unmovable, movable.
+    counts: [AtomicU32; 2],
+    /// A model checker does not see them, because they are too many: it sees the counts beside them.
+    heads: [Head; N],
 }
 
-impl PcpList {
+impl<const N: usize> PcpList<N> {
     const fn new() -> Self {
-        Self { first: [const { LinkCell::new() }; 2], count: AtomicU32::new(0) }
+        Self { counts: [const { AtomicU32::new(0) }; 2], heads: [const { Head::new(0) }; N] }
     }
 
-    #[inline]
+    /// Where the `nth` buddy block of a type lies, from the oldest on.
+    #[inline(always)]
+    fn place(&self, mt: MigrateType, nth: u32) -> &Head {
+        let nth = nth as usize;
+        &self.heads[if mt.index() & 1 == 0 { nth } else { N.wrapping_sub(1 + nth) }]
+    }
+
+    #[inline(always)]
+    fn count_of(&self, mt: MigrateType) -> &AtomicU32 {
+        &self.counts[mt.index() & 1]
+    }
+
+    /// Buddy blocks of both types.
+    #[inline(always)]
     fn count(&self) -> u32 {
-        self.count.load(Relaxed)
-    }
-}
-
-/// Single pages of one aligned range of 64, as a refill brings them. They have no links, and their states stay those of
-/// tails, because each is taken in its turn.
-struct PcpRun {
-    /// The first page of the range. It may be frame 0, which is no page of the run.
-    first: AtomicU32,
-    /// A bit for each page.
-    bits: AtomicU64,
-}
-
-impl PcpRun {
-    const fn new() -> Self {
-        Self { first: AtomicU32::new(0), bits: AtomicU64::new(0) }
+        self.counts[0].load(Relaxed) + self.counts[1].load(Relaxed)
     }
 
-    /// Its pages: the first page of the range, and a bit for each. None when there are none.
-    #[inline]
-    fn pages(&self) -> Option<(Pfn, u64)> {
-        let bits = self.bits.load(Relaxed);
-        (bits != 0).then(|| (Pfn::new(self.first.load(Relaxed)), bits))
+    /// Returns the buddy blocks of both types.
+    #[inline(always)]
+    fn push(&self, mt: MigrateType, head: Pfn) -> u32 {
+        let (of, other) = (mt.index() & 1, mt.index() & 1 ^ 1);
+        let [count, others] = [of, other].map(|mt| self.counts[mt].load(Relaxed));
+        self.place(mt, count).store(head.get(), Relaxed);
+        self.counts[of].store(count + 1, Relaxed);
+        count + 1 + others
     }
 
-    #[inline]
-    fn set(&self, first: Pfn, bits: u64) {
-        self.first.store(first.get(), Relaxed);
-        self.bits.store(bits, Relaxed);
+    /// Takes the newest.
+    #[inline(always)]
+    fn pop(&self, mt: MigrateType) -> Option<Pfn> {
+        let left = self.count_of(mt).load(Relaxed).checked_sub(1)?;
+        self.count_of(mt).store(left, Relaxed);
+        Some(Pfn::new(self.place(mt, left).load(Relaxed)))
     }
 
-    /// Takes the first page.
-    #[inline]
-    fn take(&self) -> Option<Pfn> {
-        let (first, bits) = self.pages()?;
-        self.bits.store(bits & (bits - 1), Relaxed);
-        Some(first.add(bits.trailing_zeros()))
+    /// The heads of both types.
+    fn heads(&self) -> impl Iterator<Item = Pfn> {
+        let of = move |mt| (0..self.count_of(mt).load(Relaxed)).map(move |nth| self.place(mt, nth));
+        TYPES.into_iter().flat_map(of).map(|head| Pfn::new(head.load(Relaxed)))
     }
-
-    /// Takes all pages.
-    fn take_all(&self) -> Option<(Pfn, u64)> {
-        let all = self.pages()?;
-        self.bits.store(0, Relaxed);
-        Some(all)
-    }
-}
-
-/// The pages of `bits` in the range that begins with `first`, ascending.
-fn pages_of((first, bits): (Pfn, u64)) -> impl Iterator<Item = Pfn> {
-    (0..u64::BITS).filter(move |&at| bits >> at & 1 != 0).map(move |at| first.add(at))
 }
 
 /// One CPU's lists of one zone, and their limits. One CPU at a time uses the lists, so their words are written by
@@ -166,11 +170,8 @@ fn pages_of((first, bits): (Pfn, u64)) -> impl Iterator<Item = Pfn> {
 pub(crate) struct PcpZone {
     /// See [`PcpLimits::packed`].
     limits: AtomicU64,
-    /// Single pages; `count` counts those of `runs` too.
-    pages: PcpList,
-    /// Single pages that come after those of the list, by type as the lists are.
-    runs: [PcpRun; 2],
-    pageblocks: PcpList,
+    pages: PcpList<MOST_PAGES>,
+    pageblocks: PcpList<MOST_PAGEBLOCKS>,
 }
 
 impl PcpZone {
@@ -178,7 +179,6 @@ impl PcpZone {
         Self {
             limits: AtomicU64::new(PcpLimits::OFF.packed()),
             pages: PcpList::new(),
-            runs: [const { PcpRun::new() }; 2],
             pageblocks: PcpList::new(),
         }
     }
@@ -197,11 +197,11 @@ impl PcpZone {
         crate::steps::made();
     }
 
-    /// The list of `order`, of which lists are kept.
-    #[inline]
-    fn list(&self, order: Order) -> &PcpList {
+    /// Buddy blocks of `order`, of which lists are kept.
+    #[inline(always)]
+    fn blocks(&self, order: Order) -> u32 {
         debug_assert!(is_kept(order), "no list keeps {order:?}");
-        if order == Order::PAGE { &self.pages } else { &self.pageblocks }
+        if order == Order::PAGE { self.pages.count() } else { self.pageblocks.count() }
     }
 
     /// Pages on the lists.

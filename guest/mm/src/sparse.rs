@@ -343,14 +343,12 @@ impl Sparse {
             Some(section) if section.has_pages() => section,
             _ => no_page(pfn),
         };
-        let in_section = pfn.in_section();
-        let first = pfn.get() as usize - in_section;
-        // SAFETY: the section is in the table, so both offsets lie in the window: `part_of` stays in the section.
+        let index = pfn.get() as usize;
+        // SAFETY: the section is in the table, so both indices lie in the window: `part_of` stays in the section.
         // `has_pages` read a state beyond Absent, so the memmap is mapped (point 1 of the header; contract of
         // `Platform`), and stays so until this CPU leaves `mm` (point 3). A `Page` is valid with any bits.
-        let [page, part] =
-            [in_section, part_of(in_section)].map(|index| unsafe { self.window.add(first + index).as_ref() });
-        (PageRef::new(page, part, in_section), section)
+        let [page, part] = [index, part_of(index)].map(|index| unsafe { self.window.add(index).as_ref() });
+        (PageRef::new(page, part, index), section)
     }
 
     /// The pages of section `nr`, if it has any that can be looked at.

@@ -137,9 +137,13 @@ fn pages() {
         mm.free_pages(page, Order::PAGE);
         mm.sparse.page(page).set_state(PageState::new(Kind::Tail, Order::PAGE));
     });
-    finds("pages in state Pcp", |mm| {
+    finds("should begin a block", |mm| {
         let tail = PageState::new(Kind::Tail, Order::PAGE);
         mm.sparse.page(allocated(mm)).set_state(tail);
+    });
+    finds("pages in state Pcp", |mm| {
+        let listed = PageState::new(Kind::Pcp, Order::PAGE);
+        mm.sparse.page(allocated(mm)).set_state(listed);
     });
 }
 

@@ -8,23 +8,23 @@
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
-use super::{PcpRun, PcpZone, PerCpuPages, pages_of};
+use super::{MOST_PAGES, PcpList, PcpZone, PerCpuPages, RUN_PAGES, TYPES};
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
 use crate::node::{NodeId, ZoneId};
-use crate::page::{HeldBy, Kind, Link, LinkCell, PageRef, PageState};
+use crate::page::{HeldBy, Kind, PageRef, PageState};
 use crate::pageblock::MigrateType;
 use crate::platform::Platform;
 use crate::sparse::{SectionPages, Sparse};
-use crate::sync::{Ordering::Relaxed, spin_loop};
+use crate::sync::spin_loop;
 use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, ZoneGuard};
 use crate::zonelist::Zonelist;
 
 /// Order of the largest aligned range whose pages a run has.
-const RUN_ORDER: Order = Order::new(u64::BITS.ilog2() as u8);
+const RUN_ORDER: Order = Order::new(RUN_PAGES.ilog2() as u8);
 
 /// The state of a buddy block of `order` on a per-CPU list.
 #[inline]
@@ -44,56 +44,35 @@ impl PcpZone {
     /// Puts the buddy block with head `page` on a list. Returns the buddy blocks of its order.
     #[inline(always)]
     pub(crate) fn push(&self, page: PageRef<'_>, pfn: Pfn, ListOf { order, mt }: ListOf) -> u32 {
-        let list = self.list(order);
-        let first = &list.first[mt.index() & 1];
-        page.set_next(order, first.get());
         page.set_state(listed(order));
-        first.set(Link::to(pfn));
-        let count = list.count() + 1;
-        list.count.store(count, Relaxed);
-        count
+        if order == Order::PAGE { self.pages.push(mt, pfn) } else { self.pageblocks.push(mt, pfn) }
     }
 
     /// Takes a buddy block off a list. The caller sets the state of its head. This is the check for a page that was
     /// overwritten on the list (Linux `check_new_page`).
     #[inline(always)]
-    pub(crate) fn pop<'s>(&self, sparse: &'s Sparse, of: ListOf) -> Option<(Pfn, PageRef<'s>)> {
-        let list = self.list(of.order);
-        let first = &list.first[of.mt.index() & 1];
-        let (pfn, page) = match first.get().pfn() {
-            Some(pfn) => {
-                let page = sparse.page(pfn);
-                first.set(page.next(of.order));
-                if page.state() != listed(of.order) {
-                    bad_page(pfn, page.state(), listed(of.order));
-                }
-                (pfn, page)
-            }
-            None if of.order == Order::PAGE => {
-                let pfn = self.runs[of.mt.index() & 1].take()?;
-                let page = sparse.page(pfn);
-                if !page.state().is_tail() {
-                    bad_page(pfn, page.state(), PageState::new(Kind::Tail, Order::PAGE));
-                }
-                (pfn, page)
-            }
-            None => return None,
-        };
-        list.count.store(list.count() - 1, Relaxed);
+    pub(crate) fn pop<'s>(
+        &self,
+        sparse: &'s Sparse,
+        ListOf { order, mt }: ListOf,
+    ) -> Option<(Pfn, PageRef<'s>)> {
+        let pfn = if order == Order::PAGE { self.pages.pop(mt) } else { self.pageblocks.pop(mt) }?;
+        let page = sparse.page(pfn);
+        check_listed(pfn, page.state(), order);
         Some((pfn, page))
     }
 
     /// Puts the single pages of `bits` in the aligned range of 64 pages from `first` on, which are tails, on the list of
-    /// type `mt`: as its run when it has none.
+    /// type `mt`. The lowest one is the first to be used.
     fn push_pages(&self, pages: SectionPages<'_>, first: Pfn, bits: u64, mt: MigrateType) {
-        let run = &self.runs[mt.index() & 1];
-        if run.pages().is_none() {
-            run.set(first, bits);
-            self.pages.count.store(self.pages.count() + bits.count_ones(), Relaxed);
-            return;
-        }
-        for pfn in pages_of((first, bits)) {
-            self.push(pages.page(pfn), pfn, ListOf { order: Order::PAGE, mt });
+        pages.replace_tails(first, bits, listed(Order::PAGE));
+        let (count, more) = (self.pages.count(), bits.count_ones());
+        assert!(count + more <= MOST_PAGES as u32, "no room for {more} pages on a list of {count}");
+        let mut left = bits;
+        while left != 0 {
+            let highest = left.ilog2();
+            left ^= 1 << highest;
+            self.pages.push(mt, first.add(highest));
         }
     }
 
@@ -102,57 +81,88 @@ impl PcpZone {
     #[inline(never)]
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
         let mut guard = mm.lock_zone(zone);
-        let list = self.list(order);
         let mut left = blocks;
-        for first in &list.first {
-            left = match order {
-                Order::PAGE => flush_list(first, &mut guard, Order::PAGE, left),
-                _ => flush_list(first, &mut guard, Order::PAGEBLOCK, left),
+        for mt in TYPES {
+            left = if order == Order::PAGE {
+                flush_pages(&self.pages, mt, &mut guard, left)
+            } else {
+                flush_pageblocks(&self.pageblocks, mt, &mut guard, left)
             };
-        }
-        list.count.store(list.count() - (blocks - left), Relaxed);
-        if left == 0 {
-            return;
-        }
-        if order == Order::PAGE {
-            self.flush_runs(&mut guard);
-        }
-        assert_eq!(list.count(), 0, "blocks of {order:?} counted on a per-CPU list that is empty");
-    }
-
-    /// Moves the runs of single pages to the buddy allocator.
-    fn flush_runs(&self, guard: &mut ZoneGuard<'_>) {
-        for (first, bits) in self.runs.iter().filter_map(PcpRun::take_all) {
-            guard.free_some(guard.section_pages(first), first, bits);
-            self.pages.count.store(self.pages.count() - bits.count_ones(), Relaxed);
         }
     }
 }
 
-/// Moves up to `most` buddy blocks of the list that begins at `first` to the buddy allocator. Returns how many more it
+/// Moves up to `most` single pages of type `mt` to the buddy allocator, neighbours together. Returns how many more it
 /// would have moved.
-#[inline(always)]
-fn flush_list(first: &LinkCell, guard: &mut ZoneGuard<'_>, order: Order, most: u32) -> u32 {
+fn flush_pages<const N: usize>(
+    list: &PcpList<N>,
+    mt: MigrateType,
+    guard: &mut ZoneGuard<'_>,
+    most: u32,
+) -> u32 {
     let mut left = most;
+    // Pages of one aligned range of 64 that were popped and are not free yet.
+    let mut run: Option<(SectionPages<'_>, Pfn, u64)> = None;
     while left > 0
-        && let Some(pfn) = first.get().pfn()
+        && let Some(pfn) = list.pop(mt)
     {
-        let pages = guard.section_pages(pfn);
-        let page = pages.page(pfn);
-        if page.state() != listed(order) {
-            bad_page(pfn, page.state(), listed(order));
-        }
-        first.set(page.next(order));
         left -= 1;
-        if variant::is(Variant::FlushStaleType) {
-            page.set_state(PageState::new(Kind::Tail, Order::PAGE));
-            let block = FreeBlock::new(pages, pfn, order, MigrateType::Movable);
-            if order == Order::PAGEBLOCK || guard.give(&block, Place::Head) {
+        let (first, bit) = (pfn.align_down(RUN_ORDER), 1 << (pfn.get() % u64::BITS));
+        let pages = match run {
+            Some((pages, of, bits)) if of == first => {
+                run = Some((pages, of, bits | bit));
+                pages
+            }
+            _ => {
+                let pages = guard.section_pages(pfn);
+                if let Some(run) = run.replace((pages, first, bit)) {
+                    free_run(guard, run);
+                }
+                pages
+            }
+        };
+        let page = pages.page(pfn);
+        check_listed(pfn, page.state(), Order::PAGE);
+        page.set_state(PageState::new(Kind::Tail, Order::PAGE));
+    }
+    if let Some(run) = run {
+        free_run(guard, run);
+    }
+    left
+}
+
+/// Frees the single pages of a run, which are tails.
+#[inline]
+fn free_run(guard: &mut ZoneGuard<'_>, (pages, first, bits): (SectionPages<'_>, Pfn, u64)) {
+    if variant::is(Variant::FlushStaleType) {
+        let frames = (0..u64::BITS).filter(|&at| bits >> at & 1 != 0).map(|at| first.add(at));
+        for block in frames.map(|pfn| FreeBlock::new(pages, pfn, Order::PAGE, MigrateType::Movable)) {
+            if guard.give(&block, Place::Head) {
                 guard.insert(block.whole_pageblock(), Place::Head);
             }
-        } else {
-            guard.free_and_merge(pages, pfn, order, Place::Head);
         }
+    } else if bits.is_power_of_two() {
+        guard.free_and_merge(pages, first.add(bits.trailing_zeros()), Order::PAGE, Place::Head);
+    } else {
+        guard.free_some(pages, first, bits);
+    }
+}
+
+/// Moves up to `most` pageblocks of type `mt` to the buddy allocator. Returns how many more it would have moved.
+fn flush_pageblocks<const N: usize>(
+    list: &PcpList<N>,
+    mt: MigrateType,
+    guard: &mut ZoneGuard<'_>,
+    most: u32,
+) -> u32 {
+    let mut left = most;
+    while left > 0
+        && let Some(pfn) = list.pop(mt)
+    {
+        left -= 1;
+        let pages = guard.section_pages(pfn);
+        check_listed(pfn, pages.page(pfn).state(), Order::PAGEBLOCK);
+        guard.free_and_merge(pages, pfn, Order::PAGEBLOCK, Place::Head);
     }
     left
 }
@@ -333,6 +343,13 @@ impl<P: Platform> PcpOwner<'_, P> {
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn check_listed(pfn: Pfn, state: PageState, order: Order) {
+    if state != listed(order) {
+        bad_page(pfn, state, listed(order));
     }
 }
 

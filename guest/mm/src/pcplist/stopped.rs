@@ -7,7 +7,7 @@
 //! own limits are published again when it is dropped, under the same hold of the memory hotplug lock. So it alone uses
 //! the lists of its zones. A request has one grace period, however many zones it stops.
 
-use super::{PcpRun, PcpZone, pages_of};
+use super::PcpZone;
 use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
@@ -139,28 +139,12 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
         self.pcp.count()
     }
 
-    /// The single pages of the runs, which are tails.
-    pub(crate) fn pages_of_runs(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>)> + use<'m, P> {
+    /// The buddy blocks on the lists: their heads and their order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>, Order)> + use<'m, P> {
         let (sparse, pcp) = (&self.mm.sparse, self.pcp);
-        let pages = pcp.runs.iter().filter_map(PcpRun::pages).flat_map(pages_of);
-        pages.map(move |pfn| (pfn, sparse.page(pfn)))
-    }
-
-    /// The buddy blocks that are linked: their heads and their order.
-    pub(crate) fn linked(&self) -> impl Iterator<Item = (Pfn, PageRef<'m>, Order)> + use<'m, P> {
-        let (sparse, pcp) = (&self.mm.sparse, self.pcp);
-        let lists = [Order::PAGE, Order::PAGEBLOCK].into_iter().flat_map(move |order| {
-            pcp.list(order).first.each_ref().into_iter().map(move |first| (first.get(), order))
-        });
-        lists.flat_map(move |(first, order)| {
-            let mut next = first;
-            core::iter::from_fn(move || {
-                let pfn = next.pfn()?;
-                let page = sparse.page(pfn);
-                next = page.next(order);
-                Some((pfn, page, order))
-            })
-        })
+        let pages = pcp.pages.heads().map(|pfn| (pfn, Order::PAGE));
+        let pageblocks = pcp.pageblocks.heads().map(|pfn| (pfn, Order::PAGEBLOCK));
+        pages.chain(pageblocks).map(move |(pfn, order)| (pfn, sparse.page(pfn), order))
     }
 
     /// Moves one hold's worth of buddy blocks to the buddy allocator. False when there were none.
@@ -171,7 +155,7 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
             0 => (Order::PAGEBLOCK, DRAIN_BATCHES),
             _ => (Order::PAGE, batch * DRAIN_BATCHES),
         };
-        let count = self.pcp.list(order).count();
+        let count = self.pcp.blocks(order);
         if count == 0 {
             return false;
         }

@@ -262,13 +262,77 @@ fn a_list_keeps_less_than_high_and_moves_a_batch() {
     mm.check();
 }
 
+/// The two types of a list share its room, the newest of each is used first, and a walk finds all.
+#[test]
+fn a_list_is_two_stacks_in_one_array() {
+    const TYPES: [MigrateType; 2] = [MigrateType::Unmovable, MigrateType::Movable];
+    let list = super::PcpList::<8>::new();
+    // Five of one type and three of the other, in turns.
+    let pushed = [(0, 10), (1, 20), (0, 11), (1, 21), (0, 12), (1, 22), (0, 13), (0, 14)];
+    for (count, (mt, pfn)) in (1..).zip(pushed) {
+        assert_eq!(list.push(TYPES[mt], Pfn::new(pfn)), count, "blocks of both types");
+    }
+    let heads: Vec<u32> = list.heads().map(Pfn::get).collect();
+    assert_eq!(heads, [10, 11, 12, 13, 14, 20, 21, 22]);
+    let list = &list;
+    let pop = |mt: usize| core::iter::from_fn(move || list.pop(TYPES[mt])).map(Pfn::get).collect::<Vec<_>>();
+    assert_eq!(pop(1), [22, 21, 20]);
+    assert_eq!(pop(0), [14, 13, 12, 11, 10]);
+}
+
+/// The limit counts the pages of both types, and a flush that one type cannot serve takes from the other.
+#[test]
+fn a_limit_is_one_of_both_types() {
+    let mm = SimMachine::default().boot();
+    let take = |gfp| mm.alloc_pages(Order::PAGE, gfp).unwrap();
+    let zone = mm.sparse.section(take(Gfp::Kernel).section()).unwrap().zone();
+    let PcpLimits { high, batch, .. } = mm.zone(zone).pcp_limits();
+    let few = 3;
+    let kernel: Vec<Pfn> = (0..few).map(|_| take(Gfp::Kernel)).collect();
+    let movable: Vec<Pfn> = (0..high).map(|_| take(Gfp::Movable)).collect();
+    let count = || mm.cpus()[0].zone(zone).count();
+    mm.drain_pcp(zone, mm.hotplug().held());
+    kernel.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+    for (freed, &pfn) in (few + 1..).zip(&movable[..(high - few) as usize]) {
+        mm.free_pages(pfn, Order::PAGE);
+        assert_eq!(count(), if freed < high { freed } else { high - u32::from(batch) }, "of {high}");
+    }
+    mm.check();
+    mm.drain_pcp(zone, mm.hotplug().held());
+    assert_eq!(count(), 0);
+    mm.check();
+}
+
+/// A refill brings the free pages of a range, in which others may be in use, and the lowest is used first. A flush gives
+/// back what lies side by side, and what does not.
+#[test]
+fn a_list_is_refilled_and_flushed_by_ranges() {
+    let mm = machine();
+    let take = || mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
+    let pages: Vec<Pfn> = (0..1024).map(|_| take()).collect();
+    assert!(pages.chunks(8).all(|refill| refill.is_sorted()), "from the lowest on: {pages:?}");
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
+    // Every third page of one pageblock, so no two side by side, and pairs of the next one.
+    let (first, second) = pages.split_at(512);
+    let given: Vec<Pfn> =
+        first.iter().step_by(3).chain(second.iter().filter(|pfn| pfn.get() % 4 < 2)).copied().collect();
+    given.iter().for_each(|&pfn| mm.free_pages(pfn, Order::PAGE));
+    mm.drain_pcp(MOVABLE, mm.hotplug().held());
+    mm.check();
+    let again: Vec<Pfn> = given.iter().map(|_| take()).collect();
+    // The last refill reaches into the next pageblock.
+    let elsewhere = again.iter().filter(|pfn| !given.contains(pfn)).count();
+    assert!(elsewhere < 8, "{elsewhere} pages of whole pageblocks come before those of broken ones");
+    mm.check();
+}
+
 /// A drain gives the zone lock up after 32 batches, so that other CPUs get it in between.
 #[test]
 fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
     let mm = machine();
     let limits = PcpLimits { high: 10_000, ..mm.zone(MOVABLE).pcp_limits() };
     let batch = u32::from(limits.batch);
-    let pages: Vec<Pfn> = (0..600).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
+    let pages: Vec<Pfn> = (0..500).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
     let cpu = &mm.cpus()[0];
     cpu.zone(MOVABLE).set_limits(limits);
@@ -276,7 +340,7 @@ fn a_drain_takes_the_zone_lock_for_32_batches_at_a_time() {
     let (hotplug, zones) = (mm.hotplug(), mm.zones().as_slice());
     let stopped = mm.stop_pcp(zones, hotplug.held());
     let lists = stopped.lists(MOVABLE).next().unwrap();
-    for left in [600 - 32 * batch, 600 - 64 * batch, 0] {
+    for left in [500 - 32 * batch, 500 - 64 * batch, 0] {
         assert!(lists.drain_some());
         assert_eq!(lists.count(), left);
     }

@@ -35,6 +35,21 @@ impl<'s> SectionPages<'s> {
         parts.expect("the states of a pageblock lie in its own struct pages")
     }
 
+    /// Gives the pages of `bits` in the aligned range of 64 pages from `first` on, which are tails, another state.
+    ///
+    /// # Panics
+    /// When one of them is no tail: its state was overwritten.
+    #[inline]
+    pub(crate) fn replace_tails(&self, first: Pfn, bits: u64, state: PageState) {
+        let at = part_of(first.in_section()) & !1;
+        for (part, bits) in [(0, bits as u32), (1, (bits >> u32::BITS) as u32)] {
+            if let Err((index, found)) = self.pages[at + part].replace_tails(bits, state) {
+                let pfn = first.add(part as u32 * u32::BITS + index);
+                panic!("free {pfn:?}: state is {found:?}, and should be a tail's");
+            }
+        }
+    }
+
     /// The struct pages of pageblock `pageblock`.
     pub(crate) fn pageblock(&self, pageblock: u32) -> &'s [Page] {
         let first = (pageblock << PAGEBLOCK_ORDER) as usize;

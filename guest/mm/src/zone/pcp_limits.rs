@@ -1,7 +1,8 @@
 //! How many pages a CPU may keep of a zone.
 //!
 //! Mirrors Linux `zone_batchsize` and `zone_highsize`. Differs from Linux on purpose: pageblocks on per-CPU lists have a
-//! limit of their own, because Linux's `high` would keep hundreds of them or none; and no limit is tuned later.
+//! limit of their own, because Linux's `high` would keep hundreds of them or none; `high` has an upper end, because a list
+//! is an array, and because memory that comes and goes should not lie on lists; and no limit is tuned later.
 //!
 //! Invariant: limits fit into one word, so one access reads or writes them all, and no order of steps can tear them: a
 //! refill or a flush that mixes two publications is impossible, and no model or mutant can show one.
@@ -9,8 +10,6 @@
 use super::{Watermark, Zone};
 use crate::addr::PAGEBLOCK_PAGES;
 
-/// Most pageblocks that a CPU keeps of a zone.
-const MOST_LARGE: u64 = 8;
 /// Fewer are not kept: they would hardly save a lock.
 const LEAST_LARGE: u64 = 4;
 /// All CPUs together keep one in so many of a zone's pageblocks.
@@ -28,6 +27,11 @@ pub(crate) struct PcpLimits {
 }
 
 impl PcpLimits {
+    /// Most single pages that a CPU keeps of a zone. Linux has no such number: with one CPU at 64 GiB, `high` is 24,969.
+    pub(crate) const MOST_PAGES: u32 = 448;
+    /// Most pageblocks that a CPU keeps of a zone.
+    pub(crate) const MOST_PAGEBLOCKS: u16 = 8;
+
     /// Those of stopped lists: their CPUs leave them as they are.
     pub(crate) const OFF: Self = Self { high: 0, batch: 1, large: 0 };
 
@@ -61,9 +65,9 @@ impl PcpLimits {
         let share = zone.watermark(Watermark::Low) / nr_cpus;
         let large = managed / u64::from(PAGEBLOCK_PAGES) / LARGE_SHARE / nr_cpus;
         Self {
-            high: u32::try_from(share).unwrap_or(u32::MAX).max(4 * u32::from(batch)),
+            high: share.clamp(4 * u64::from(batch), Self::MOST_PAGES.into()) as u32,
             batch,
-            large: if large < LEAST_LARGE { 0 } else { large.min(MOST_LARGE) as u16 },
+            large: if large < LEAST_LARGE { 0 } else { large.min(Self::MOST_PAGEBLOCKS.into()) as u16 },
         }
     }
 }

@@ -76,8 +76,8 @@ fn reserves_of_lower_zones() {
     assert_eq!(reserves(2), [0; 3]);
 }
 
-/// A batch is a power of two less one, at most 63; a list keeps its share of the low watermark, and at least four
-/// batches. All CPUs together keep a 64th of a zone's pageblocks, and a CPU keeps 8 at most, and none when its share is
+/// A batch is a power of two less one, at most 63; a list keeps its share of the low watermark, at least four
+/// batches and at most 448 pages. All CPUs together keep a 64th of a zone's pageblocks, and a CPU keeps 8 at most, and none when its share is
 /// below 4.
 #[test]
 fn limits_of_lists() {
@@ -85,13 +85,13 @@ fn limits_of_lists() {
     for (pages, cpus, (high, batch, large)) in [
         (0, 1, (0, 1, 0)),
         (1000, 1, (78, 1, 0)),
-        (GIB / 8, 1, (452, 7, 0)),
-        (GIB / 2, 1, (905, 31, 4)),
-        (GIB, 1, (1286, 63, 8)),
-        (GIB, 2, (643, 63, 4)),
+        (GIB / 8, 1, (448, 7, 0)),
+        (GIB / 2, 1, (448, 31, 4)),
+        (GIB, 1, (448, 63, 8)),
+        (GIB, 2, (448, 63, 4)),
         (GIB, 4, (321, 63, 0)),
         (GIB, 64, (252, 63, 0)),
-        (64 * GIB, 1, (24_969, 63, 8)),
+        (64 * GIB, 1, (448, 63, 8)),
         (64 * GIB, 64, (390, 63, 8)),
     ] {
         let limits = PcpLimits { high, batch, large };

@@ -62,6 +62,9 @@ impl FromStr for Group {
     }
 }
 
+/// Bytes of a thread's stack: a debug build makes the lists of a CPU there before it puts them on the heap.
+const STACK: usize = 256 << 10;
+
 /// Runs `model` in the schedules of `group`, up to the first that panics. Returns the number of schedules that did
 /// not, and the panic.
 fn run(
@@ -71,6 +74,7 @@ fn run(
     let mut config = Config::new();
     config.failure_persistence = FailurePersistence::None;
     config.silence_warnings = true;
+    config.stack_size = STACK;
     let passed = Arc::new(AtomicU32::new(0));
     let (model, count) = (model.clone(), passed.clone());
     let schedule = move || {

@@ -1,8 +1,8 @@
 //! `sparse`: a CPU that reads the state of a section sees what was true before that state was set.
 
-use crate::addr::{Order, Pfn, SectionNr};
+use crate::addr::{Order, SectionNr};
 use crate::lock::Locks;
-use crate::page::{Kind, Link, Page, PageState};
+use crate::page::{Kind, Page, PageState};
 use crate::sparse::{SectionOwner, SectionState};
 use crate::sync::tests::{Data, fixed, in_every_execution, machine};
 
@@ -19,15 +19,15 @@ impl SectionOwner for Owner {
 fn a_section_is_published_with_its_pages() {
     let sparse = &machine().sparse;
     sparse.set_state(NR, SectionState::Present, &Owner);
-    let (pfn, link) = (NR.start().add(7), Link::to(Pfn::new(9)));
+    let (pfn, pgmap) = (NR.start().add(7), 9);
     in_every_execution(
         move || {
-            sparse.pages_to_initialise(NR, &Owner).page(pfn).set_next(Order::PAGE, link);
+            sparse.pages_to_initialise(NR, &Owner).page(pfn).init_device(pgmap);
             sparse.set_state(NR, SectionState::Initialised, &Owner);
         },
         move || {
             if let Some(pages) = sparse.pages(NR) {
-                assert_eq!(pages.page(pfn).next(Order::PAGE), link, "a page that is not initialised");
+                assert_eq!(pages.page(pfn).pgmap(), pgmap, "a page that is not initialised");
             }
         },
     );
