@@ -38,8 +38,6 @@
 mod owner;
 mod stopped;
 
-use core::sync::atomic::AtomicU32 as Head;
-
 use crate::Mm;
 use crate::addr::{Order, PAGEBLOCK_ORDER, Pfn};
 use crate::hotplug::{Hotplug, HotplugHeld};
@@ -49,6 +47,7 @@ use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
+    UnseenU32,
 };
 use crate::variant::{self, Variant};
 use crate::zone::{PcpLimits, Zone};
@@ -114,17 +113,17 @@ struct PcpList<const N: usize> {
     /// Buddy blocks by type: unmovable, movable.
     counts: [AtomicU32; 2],
     /// A model checker does not see them, because they are too many: it sees the counts beside them.
-    heads: [Head; N],
+    heads: [UnseenU32; N],
 }
 
 impl<const N: usize> PcpList<N> {
     const fn new() -> Self {
-        Self { counts: [const { AtomicU32::new(0) }; 2], heads: [const { Head::new(0) }; N] }
+        Self { counts: [const { AtomicU32::new(0) }; 2], heads: [const { UnseenU32::new(0) }; N] }
     }
 
     /// Where the `nth` buddy block of a type lies, from the oldest on.
     #[inline(always)]
-    fn place(&self, mt: MigrateType, nth: u32) -> &Head {
+    fn place(&self, mt: MigrateType, nth: u32) -> &UnseenU32 {
         let nth = nth as usize;
         &self.heads[if mt.index() & 1 == 0 { nth } else { N.wrapping_sub(1 + nth) }]
     }

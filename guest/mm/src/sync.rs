@@ -43,6 +43,10 @@ pub(crate) fn one_step<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
+/// A word that no model checker sees. It is for arrays that are too large for one, whose user another word that is seen
+/// decides.
+pub(crate) use core::sync::atomic::AtomicU32 as UnseenU32;
+
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
 pub(crate) use core::hint::spin_loop;
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
