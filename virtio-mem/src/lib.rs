@@ -38,6 +38,11 @@
 
 extern crate alloc;
 
+/// The program of README.md, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod blocks;
 pub mod device;
 pub mod driver;

@@ -39,6 +39,14 @@
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+/// The program of README.md, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[doc = include_str!("../PLATFORM.md")]
+pub mod implementing_platform {}
+
 mod added_block;
 mod addr;
 mod altmap;

@@ -45,6 +45,13 @@ impl Options {
     };
 }
 
+impl Default for Options {
+    /// [`Options::DEFAULT`].
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// How the pages on per-CPU lists are dealt with while pageblocks are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
