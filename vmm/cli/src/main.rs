@@ -6,6 +6,7 @@ mod cli;
 mod ctl;
 mod host;
 mod input;
+mod judge;
 mod lean;
 mod logger;
 mod page;
@@ -85,6 +86,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<top::TopError>() {
         return error.status();
     }
+    if let Some(error) = error.downcast_ref::<judge::JudgeError>() {
+        return error.status();
+    }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
     }
@@ -123,6 +127,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
+        Action::Judge(options) => Ok(judge::run(&options)?),
         Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
             let steps = Counted(script.steps(), "step");

@@ -1,0 +1,183 @@
+//! A VMM as a child process: its serial line, its end, and what it complained of.
+//!
+//! Invariants: the process ends with its [`Child`], and with the thread that started it. A line that is too long is cut, and
+//! lines that nobody reads stop the process, not this one.
+#![allow(unsafe_code, reason = "has the kernel kill the child when its parent dies")]
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tidevm_abi::judge::MAX_LINE;
+
+use super::Heard;
+
+/// Pause between two looks at what the system does not report.
+pub const PAUSE: Duration = Duration::from_millis(5);
+
+/// Lines that wait for their reader.
+const WAITING: usize = 256;
+/// Bytes of complaints that are told.
+const COMPLAINT: usize = 400;
+/// Longest time until the end of a process whose serial line has ended is known.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// A running VMM.
+pub struct Child {
+    process: process::Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+    /// The file with its standard error.
+    complaints: PathBuf,
+}
+
+impl Child {
+    /// Starts `command`, whose standard error goes to the file `complaints`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(command: &mut Command, complaints: &Path) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(complaints)?);
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
+        let mut process = command.spawn()?;
+        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err(io::Error::other("the child has no pipes"));
+        };
+        Ok(Self { process, input, lines: lines_of(output), complaints: complaints.to_owned() })
+    }
+
+    /// Sends a line.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn send(&mut self, line: &str) -> Result<(), String> {
+        let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
+        sent.map_err(|error| format!("the machine takes no line: {error}{}", self.complaint()))
+    }
+
+    /// The next line, until `until`.
+    pub fn hear(&mut self, until: Instant) -> Heard {
+        match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+            Err(RecvTimeoutError::Disconnected) => Heard::Ended(self.end()),
+        }
+    }
+
+    /// How the process has ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.process.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(format!("it ended: {status}{}", self.complaint())),
+            Err(error) => Some(format!("it is lost: {error}")),
+        }
+    }
+
+    /// How the process has ended, whose serial line has.
+    fn end(&mut self) -> String {
+        let until = Instant::now() + END_LIMIT;
+        loop {
+            if let Some(how) = self.ended() {
+                return how;
+            }
+            if Instant::now() >= until {
+                return format!("its serial line ended, and it did not{}", self.complaint());
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// The last of what it has complained of.
+    fn complaint(&self) -> String {
+        let text = fs::read(&self.complaints).unwrap_or_default();
+        let start = text.len().saturating_sub(COMPLAINT);
+        let text = String::from_utf8_lossy(&text[start..]);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if text.is_empty() { text } else { format!("; it says: {text}") }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Both fail only for a process that is gone.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// The lines of `output`, each at most [`MAX_LINE`] bytes. A thread reads them, which ends with the output, or with the
+/// receiver.
+fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(WAITING);
+    thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        loop {
+            let mut line = Vec::new();
+            match (&mut output).take(MAX_LINE as u64 + 2).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The first line that `command` prints, or nothing within `limit`; the process is killed then. A program that ends without
+/// a line has printed an empty one.
+///
+/// # Errors
+/// It cannot be run.
+pub fn first_line(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
+    let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let lines = process.stdout.take().map(lines_of);
+    let line = lines.map(|lines| lines.recv_timeout(limit));
+    drop(process.kill());
+    process.wait()?;
+    Ok(match line {
+        Some(Ok(line)) => Some(line),
+        Some(Err(RecvTimeoutError::Timeout)) => None,
+        Some(Err(RecvTimeoutError::Disconnected)) | None => Some(String::new()),
+    })
+}
+
+/// A folder that is removed when this is dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new folder among the temporary files, for this user alone.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new() -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tidevm-judge-{}-{number}", process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
