@@ -4,7 +4,7 @@ use std::env;
 use std::io::{self, Write};
 
 use tidevm_judge::render::{Counts, Form};
-use tidevm_judge::subject::{Firecracker, Program, Qemu, Subject, SubjectError, Tidevm};
+use tidevm_judge::subject::{CloudHypervisor, Firecracker, Program, Qemu, Subject, SubjectError, Tidevm};
 use tidevm_judge::{Limits, judge};
 use tidevm_machine::GUEST_IMAGE;
 
@@ -68,6 +68,7 @@ fn subject(options: &Judge) -> Result<Box<dyn Subject>, JudgeError> {
             Box::new(Program::new(Tidevm, Some(binary), GUEST_IMAGE))
         }
         JudgedVmm::Qemu => Box::new(Program::new(Qemu, binary, GUEST_IMAGE)),
+        JudgedVmm::CloudHypervisor => Box::new(Program::new(CloudHypervisor, binary, GUEST_IMAGE)),
         JudgedVmm::Firecracker => Box::new(Program::new(Firecracker, binary, GUEST_IMAGE)),
     })
 }

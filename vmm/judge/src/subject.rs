@@ -13,11 +13,13 @@ use tidevm_abi::cmdline::JUDGE;
 use child::{Child, Folder};
 
 mod child;
+mod cloud_hypervisor;
 mod firecracker;
 mod qemu;
 mod rest;
 mod tidevm;
 
+pub use cloud_hypervisor::CloudHypervisor;
 pub use firecracker::Firecracker;
 pub use qemu::Qemu;
 pub use tidevm::Tidevm;
@@ -49,7 +51,7 @@ pub enum Heard {
 #[derive(Debug, thiserror::Error)]
 pub enum SubjectError {
     /// It cannot be run.
-    #[error("{}: cannot be run: {error}; {VMM_HINT}", binary.display())]
+    #[error("{}: cannot be run: {error}; install it, or name the program by --binary", binary.display())]
     NotThere {
         /// The program.
         binary: PathBuf,
@@ -73,9 +75,6 @@ pub enum SubjectError {
         binary: PathBuf,
     },
 }
-
-/// What helps when a VMM is not there.
-const VMM_HINT: &str = "install it, or name the program by --binary";
 
 /// A VMM before its judge.
 pub trait Subject {

@@ -18,12 +18,17 @@ const NOTIFY: u8 = 2;
 const ISR: u8 = 3;
 const DEVICE: u8 = 4;
 
-/// The first virtio-mem device on PCI.
-pub fn find() -> Option<(Registers, Line)> {
+/// PCI's configuration register with the interrupt pin, in its second byte; 0 is none.
+const INTERRUPT: u8 = 0x3c;
+
+/// The first virtio-mem device on PCI, and its interrupts if it has a pin for them.
+pub fn find() -> Option<(Registers, Option<Line>)> {
     let mut found = None;
     pci::each_mem_function(|root, function| {
         if found.is_none() {
-            found = parts(root, function).map(|parts| (Registers::Pci(parts), pci::line_of(function)));
+            let [_, pin, ..] = pci::read(function, INTERRUPT).to_le_bytes();
+            let line = (pin != 0).then(|| pci::line_of(function));
+            found = parts(root, function).map(|parts| (Registers::Pci(parts), line));
         }
     });
     found

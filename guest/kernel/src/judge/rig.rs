@@ -65,8 +65,8 @@ pub struct Rig {
     pub talk: Talk,
     /// The machine was reset since the row began.
     pub again: bool,
-    /// Interrupts of the device.
-    line: Line,
+    /// Interrupts of the device. None when it has none that the judge can take.
+    line: Option<Line>,
     /// The device's block size, and the address and the size of its region.
     fixed: [u64; 3],
     /// The state in the last answer to STATE.
@@ -77,7 +77,7 @@ pub struct Rig {
 
 impl Rig {
     /// The device behind `registers`, whose interrupts come on `line`.
-    pub fn new(registers: Registers, line: Line, talk: Talk) -> Self {
+    pub fn new(registers: Registers, line: Option<Line>, talk: Talk) -> Self {
         let queue = Queue::new();
         let word = |offset| u64::from(registers.config_32(PLUGGED_SIZE + offset));
         let at_boot = word(0) | word(4) << 32;
@@ -240,13 +240,25 @@ impl Rig {
 
     /// The reasons of interrupts that came since the last call; acknowledges them.
     pub fn interrupts(&mut self) -> u32 {
-        if !self.line.fired() {
-            return 0;
-        }
+        let Some(line) = self.line.as_mut().filter(|line| line.has_fired()) else { return 0 };
+        line.fired();
         let reasons = self.registers.interrupt_status();
         self.registers.acknowledge(reasons);
-        self.line.rearm();
+        line.rearm();
         reasons
+    }
+
+    /// For rows on interrupts.
+    ///
+    /// # Errors
+    /// The judge cannot take those of the device.
+    pub fn must_hear(&self) -> Result<(), Stop> {
+        match self.line {
+            Some(_) => Ok(()),
+            None => skip!(
+                "the device has no interrupt pin: it interrupts by MSI-X only, which the guest does not take"
+            ),
+        }
     }
 
     /// Waits until an interrupt comes for `reason`, at most `millis` milliseconds. Returns whether it came.

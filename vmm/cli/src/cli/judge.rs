@@ -30,4 +30,6 @@ pub enum Vmm {
     Qemu,
     /// Firecracker.
     Firecracker,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
 }

@@ -36,7 +36,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::judged(
         "X7",
         Level::Must,
-        "2.5.2",
+        "4.1.4.3.1, 4.2.2.1",
         "the generation changes with the configuration",
         "it changes, and only then",
     ),
@@ -72,7 +72,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::judged(
         "R4",
         Level::Must,
-        "2.5.2",
+        "4.1.4.3.1, 4.2.2.1",
         "a size that crosses 4 GiB is not torn within one generation",
         "each read of one generation is whole",
     ),

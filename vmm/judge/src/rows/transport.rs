@@ -104,14 +104,14 @@ pub(super) const ROWS: &[Row] = &[
     Row::judged(
         "T21",
         Level::Must,
-        "4.1.4.5, 4.2.2.1",
+        "4.1.4.5.1, 4.2.2.1",
         "the interrupt status says that buffers were used, until it is acknowledged",
         "bit 0, then 0",
     ),
     Row::judged(
         "T22",
         Level::Must,
-        "4.1.4.5, 4.2.2.1",
+        "4.1.4.5.1, 4.2.2.1",
         "the interrupt status has both reasons",
         "both bits; what is not acknowledged stays",
     ),
@@ -154,7 +154,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::judged(
         "T29",
         Level::Must,
-        "2.5.2",
+        "4.1.4.3.1, 4.2.2.1",
         "the generation changes also if only the high half of a size does",
         "it changes",
     ),

@@ -127,6 +127,7 @@ fn usable_grows(rig: &mut Rig) -> Came {
 }
 
 fn notification(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     for blocks in [64, 16] {
         rig.interrupts();
         rig.resize(blocks)?;
@@ -138,6 +139,7 @@ fn notification(rig: &mut Rig) -> Came {
 }
 
 fn no_notification(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.interrupted(CONFIGURATION, SILENCE);
     rig.plug(0, 4)?;
     rig.unplug(0, 2)?;
@@ -152,6 +154,7 @@ fn no_notification(rig: &mut Rig) -> Came {
 }
 
 fn same_target(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.interrupts();
     let bytes = BASE_BLOCKS * rig.block();
     if let Err(reason) = rig.talk.resize(bytes) {

@@ -3,6 +3,10 @@
 //! No rule says what a device does then. It may answer, give the chain back empty, want a reset, or do nothing. It must not
 //! end its machine, must not hang, and must work after a reset.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use super::Row;
 use crate::judge::answer::{Answer, Came, STATE, Stop, fail, reject};
 use crate::judge::line::wait;
@@ -75,7 +79,7 @@ fn survived(rig: &mut Rig) -> Came {
         Answer::Nothing => reject!("nothing comes back, and the device works after a reset"),
         Answer::Empty => reject!("the chain comes back empty, and the device goes on"),
         Answer::Error => reject!("ERROR, and the device goes on"),
-        answer => Ok(alloc::format!("{answer}")),
+        answer => Ok(format!("{answer}")),
     }
 }
 
@@ -145,17 +149,15 @@ fn must_refuse(rig: &mut Rig, is_request: bool, place: u64) -> Came {
 
 fn in_registers(rig: &mut Rig) -> Came {
     // The answer would be written over a register that can be read only: the APIC's version.
-    match must_refuse(rig, true, LOCAL_APIC) {
-        Err(Stop::Fail(why)) => fail!("the request: {why}"),
-        _ => elsewhere(rig, false, |_| LOCAL_APIC + 0x30),
-    }
+    let request = must_refuse(rig, true, LOCAL_APIC);
+    let answer = elsewhere(rig, false, |_| LOCAL_APIC + 0x30);
+    all([request, answer])
 }
 
 fn nowhere(rig: &mut Rig) -> Came {
-    match must_refuse(rig, true, NOWHERE) {
-        Err(Stop::Fail(why)) => fail!("behind all memory: {why}"),
-        _ => must_refuse(rig, true, u64::MAX - 8),
-    }
+    let behind = must_refuse(rig, true, NOWHERE);
+    let across = must_refuse(rig, true, u64::MAX - 8);
+    all([behind, across])
 }
 
 fn huge(rig: &mut Rig) -> Came {
@@ -193,39 +195,47 @@ fn with_queue(rig: &mut Rig, entries: u16, rings: [u64; 3]) -> Came {
     }
 }
 
-/// What the device does in each of several cases; the first failure, or all that is not the same.
-fn each(rig: &mut Rig, cases: &[(u16, [u64; 3])]) -> Came {
-    let mut last = Ok(alloc::string::String::new());
-    for &(entries, rings) in cases {
-        last = with_queue(rig, entries, rings);
-        if let Err(Stop::Fail(_)) = last {
-            return last;
+/// What came of several cases: the first failure, or else each different thing. A refusal is one as a whole only if there was
+/// no answer.
+fn all(cases: impl IntoIterator<Item = Came>) -> Came {
+    let mut texts: Vec<String> = Vec::new();
+    let mut refused = true;
+    for came in cases {
+        let text = match came {
+            Ok(text) => {
+                refused = false;
+                text
+            }
+            Err(Stop::Reject(text)) => text,
+            stop @ Err(_) => return stop,
+        };
+        if !texts.contains(&text) {
+            texts.push(text);
         }
     }
-    last
+    let text = texts.join("; or ");
+    if refused { Err(Stop::Reject(text)) } else { Ok(text) }
 }
 
 fn bad_sizes(rig: &mut Rig) -> Came {
     rig.registers.select(0);
     let (rings, most) = (rig.queue.rings(), rig.registers.most_entries());
     let more = u16::try_from(most * 2).unwrap_or(u16::MAX);
-    each(rig, &[(17, rings), (0, rings), (more, rings)])
+    all([17, 0, more].map(|entries| with_queue(rig, entries, rings)))
 }
 
 fn bad_rings(rig: &mut Rig) -> Came {
     let ([table, driver, device], unplugged) = (rig.queue.rings(), rig.unplugged());
-    each(
-        rig,
-        &[
-            (16, [0, driver, device]),
-            (16, [table, driver, 0]),
-            (16, [table + 8, driver, device]),
-            (16, [table, driver + 1, device]),
-            (16, [table, driver, device + 2]),
-            (16, [table, driver, unplugged]),
-            (16, [unplugged, driver, device]),
-            (16, [table, unplugged, device]),
-            (16, [table, driver, NOWHERE]),
-        ],
-    )
+    let places = [
+        [0, driver, device],
+        [table, driver, 0],
+        [table + 8, driver, device],
+        [table, driver + 1, device],
+        [table, driver, device + 2],
+        [table, driver, unplugged],
+        [unplugged, driver, device],
+        [table, unplugged, device],
+        [table, driver, NOWHERE],
+    ];
+    all(places.map(|rings| with_queue(rig, 16, rings)))
 }

@@ -67,6 +67,7 @@ fn one_request(rig: &mut Rig) -> Result<(), Stop> {
 }
 
 fn status(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.interrupted(USED_BUFFER | CONFIGURATION, SILENCE);
     one_request(rig)?;
     let registers = &rig.registers;
@@ -85,6 +86,7 @@ fn status(rig: &mut Rig) -> Came {
 }
 
 fn two_reasons(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.interrupted(USED_BUFFER | CONFIGURATION, SILENCE);
     rig.resize_and_see(64)?;
     one_request(rig)?;
@@ -106,6 +108,7 @@ fn two_reasons(rig: &mut Rig) -> Came {
 }
 
 fn no_interrupt(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.interrupted(USED_BUFFER | CONFIGURATION, SILENCE);
     rig.queue.set_flags(NO_INTERRUPT);
     for _ in 0..4 {

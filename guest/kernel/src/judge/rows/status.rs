@@ -192,6 +192,7 @@ fn failed(rig: &mut Rig) -> Came {
 }
 
 fn told_after_reset(rig: &mut Rig) -> Came {
+    rig.must_hear()?;
     rig.reset()?;
     rig.interrupted(CONFIGURATION | USED_BUFFER, SILENCE);
     rig.resize(64)?;
