@@ -181,3 +181,61 @@ impl Drop for Folder {
         drop(fs::remove_dir_all(&self.0));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::{Child, Folder, MAX_LINE, first_line};
+    use crate::subject::Heard;
+
+    fn shell(script: &str) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script]);
+        shell
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn a_program_that_says_nothing_is_not_waited_for() {
+        let long = Duration::from_secs(20);
+        let line = |script: &str, limit| first_line(&mut shell(script), limit).unwrap();
+        assert_eq!(line("exec sleep 1000", Duration::from_millis(50)), None);
+        assert_eq!(line("exit 1", long), Some(String::new()));
+        assert_eq!(line("echo a b; exec sleep 1000", long), Some("a b".to_owned()));
+        assert!(first_line(&mut Command::new("/nowhere"), long).is_err());
+    }
+
+    #[test]
+    fn lines_come_and_go_and_the_end_is_told() {
+        let folder = Folder::new().unwrap();
+        let script = "read line; echo \"heard $line\"; echo why >&2; exit 7";
+        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        assert_eq!(child.ended(), None);
+        child.send("row D1").unwrap();
+        assert_eq!(child.hear(soon()), Heard::Line("heard row D1".to_owned()));
+        let Heard::Ended(how) = child.hear(soon()) else { panic!("it has ended") };
+        assert!(how.contains("exit status: 7") && how.ends_with("it says: why"), "{how}");
+    }
+
+    #[test]
+    fn an_endless_line_is_cut() {
+        let folder = Folder::new().unwrap();
+        let script = "while :; do printf 0123456789; done";
+        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        let Heard::Line(line) = child.hear(soon()) else { panic!("a line") };
+        assert!(line.len() <= MAX_LINE + 2, "{}", line.len());
+    }
+
+    #[test]
+    fn silence_ends_at_the_deadline() {
+        let folder = Folder::new().unwrap();
+        let mut child =
+            Child::spawn(&mut shell("exec sleep 1000"), &folder.path().join("complaints")).unwrap();
+        assert_eq!(child.hear(Instant::now() + Duration::from_millis(20)), Heard::Silence);
+    }
+}
