@@ -1,7 +1,9 @@
 //! QEMU's q35 with a `virtio-mem-pci`, by QMP.
 //!
-//! QEMU's microvm has no virtio-mem: QEMU 7.2 to 11 have the device with a virtio bus of its own (`-device virtio-mem`), but
-//! that machine places it at address 0. QEMU emulates the CPU, so that no KVM is needed: the device is the same.
+//! QEMU's microvm is no subject. It takes `-device virtio-mem`, over virtio-mmio, but has no place for memory devices: the
+//! region has the address 0, and the guest's address space does not have its memory (seen with QEMU 7.2).
+//!
+//! QEMU emulates the CPU, so that no KVM is needed: the device is the same.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
