@@ -55,7 +55,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "tidevm-sizer",
         ],
     ),
-    ("vmm/judge", &["tidevm-abi", "tidevm-api", "tidevm-lab"]),
+    ("vmm/judge", &["tidevm-abi", "tidevm-api", "tidevm-lab", "tidevm-machine"]),
     ("vmm/sizer", &["tidevm-abi", "tidevm-autosize", "tidevm-machine"]),
     ("vmm/api", &["tidevm-abi", "tidevm-machine", "tidevm-sizer"]),
     (

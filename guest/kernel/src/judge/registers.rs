@@ -4,8 +4,34 @@
 //! every access is exactly one access of the device, because rows are about what the device does with it.
 
 use virtio_drivers::transport::DeviceType;
+use virtio_mem::wire::F_UNPLUGGED_INACCESSIBLE;
 
 use super::memory::Span;
+
+/// Bits of the device status (2.1).
+pub const ACKNOWLEDGE: u32 = 1;
+/// The guest knows how to drive the device.
+pub const DRIVER: u32 = 2;
+/// The driver is set up.
+pub const DRIVER_OK: u32 = 4;
+/// The features are agreed on.
+pub const FEATURES_OK: u32 = 8;
+/// The device cannot go on before a reset.
+pub const NEEDS_RESET: u32 = 64;
+/// The driver has given up.
+pub const FAILED: u32 = 128;
+
+/// `VIRTIO_F_VERSION_1` (6).
+pub const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_INDIRECT_DESC`.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// Virtio-mem's feature that unplugged memory is inaccessible.
+pub const INACCESSIBLE: u64 = 1 << F_UNPLUGGED_INACCESSIBLE;
+
+/// Reasons of an interrupt.
+pub const USED_BUFFER: u32 = 1;
+/// The configuration changed.
+pub const CONFIGURATION: u32 = 2;
 
 /// Offsets of virtio-mmio's registers (4.2.2).
 mod mmio {

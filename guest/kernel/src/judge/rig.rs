@@ -9,13 +9,13 @@
 use alloc::format;
 use alloc::string::String;
 
-use virtio_mem::wire::{CONFIG_SIZE, Config, F_UNPLUGGED_INACCESSIBLE};
+use virtio_mem::wire::{CONFIG_SIZE, Config};
 
 use super::answer::{Answer, PLUG, STATE, Stop, UNPLUG, UNPLUG_ALL, fail, name, skip};
 use super::line::{Talk, wait};
 use super::memory::Window;
 use super::queue::{Descriptor, MOST_ENTRIES, NEXT, Queue, WRITE};
-use super::registers::Registers;
+use super::registers::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, INACCESSIBLE, Registers, VERSION_1};
 use crate::cpu::ioapic::Line;
 
 /// Longest wait for the device, in milliseconds.
@@ -24,31 +24,6 @@ pub const PATIENCE: u64 = 3000;
 pub const SILENCE: u64 = 50;
 /// Device blocks of the target with which a row begins.
 pub const BASE_BLOCKS: u64 = 32;
-
-/// Bits of the device status (2.1).
-pub const ACKNOWLEDGE: u32 = 1;
-/// The guest knows how to drive the device.
-pub const DRIVER: u32 = 2;
-/// The driver is set up.
-pub const DRIVER_OK: u32 = 4;
-/// The features are agreed on.
-pub const FEATURES_OK: u32 = 8;
-/// The device cannot go on before a reset.
-pub const NEEDS_RESET: u32 = 64;
-/// The driver has given up.
-pub const FAILED: u32 = 128;
-
-/// `VIRTIO_F_VERSION_1` (6).
-pub const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_INDIRECT_DESC`.
-pub const INDIRECT_DESC: u64 = 1 << 28;
-/// Virtio-mem's feature that unplugged memory is inaccessible.
-pub const INACCESSIBLE: u64 = 1 << F_UNPLUGGED_INACCESSIBLE;
-
-/// Reasons of an interrupt.
-pub const USED_BUFFER: u32 = 1;
-/// The configuration changed.
-pub const CONFIGURATION: u32 = 2;
 
 /// Offset of `plugged_size`.
 pub const PLUGGED_SIZE: u64 = 40;

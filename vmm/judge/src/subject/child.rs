@@ -1,11 +1,13 @@
 //! A VMM as a child process: its serial line, its end, and what it complained of.
 //!
-//! Invariants: the process ends with its [`Child`], and with the thread that started it. A line that is too long is cut, and
-//! lines that nobody reads stop the process, not this one.
-#![allow(unsafe_code, reason = "has the kernel kill the child when its parent dies")]
+//! Invariants: the process ends with its [`Child`], and with the thread that started it. A line that is too long is cut, what
+//! could command a terminal is taken out, and lines that are not read stop the process, not this one. Nothing here waits for
+//! the process beyond a deadline, whether it reads or writes.
+#![expect(unsafe_code, reason = "has the kernel kill the child when its parent dies")]
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, ChildStdin, Command, Stdio};
@@ -14,8 +16,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tidevm_abi::judge::MAX_LINE;
+use tidevm_machine::printable;
 
 use super::Heard;
 
@@ -53,13 +57,15 @@ impl Child {
         let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
             return Err(io::Error::other("the child has no pipes"));
         };
+        // Lines are shorter than what a pipe takes as a whole, so one is written or it is not.
+        ioctl_fionbio(&input, true)?;
         Ok(Self { process, input, lines: lines_of(output), complaints: complaints.to_owned() })
     }
 
     /// Sends a line.
     ///
     /// # Errors
-    /// The process has ended.
+    /// The process has ended, or does not read its lines.
     pub fn send(&mut self, line: &str) -> Result<(), String> {
         let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         sent.map_err(|error| format!("the machine takes no line: {error}{}", self.complaint()))
@@ -67,6 +73,10 @@ impl Child {
 
     /// The next line, until `until`.
     pub fn hear(&mut self, until: Instant) -> Heard {
+        // A process that always has a line ready has its deadline too.
+        if Instant::now() >= until {
+            return Heard::Silence;
+        }
         match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(line) => Heard::Line(line),
             Err(RecvTimeoutError::Timeout) => Heard::Silence,
@@ -102,7 +112,7 @@ impl Child {
         let text = fs::read(&self.complaints).unwrap_or_default();
         let start = text.len().saturating_sub(COMPLAINT);
         let text = String::from_utf8_lossy(&text[start..]);
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = printable(text.split_whitespace().collect::<Vec<_>>().join(" ").as_bytes());
         if text.is_empty() { text } else { format!("; it says: {text}") }
     }
 }
@@ -127,7 +137,7 @@ fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            let line = printable(&line).trim_end().to_owned();
             if sender.send(line).is_err() {
                 return;
             }
@@ -166,7 +176,7 @@ impl Folder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tidevm-judge-{}-{number}", process::id()));
-        fs::create_dir(&path)?;
+        DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 
@@ -229,6 +239,29 @@ mod tests {
         let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
         let Heard::Line(line) = child.hear(soon()) else { panic!("a line") };
         assert!(line.len() <= MAX_LINE + 2, "{}", line.len());
+    }
+
+    #[test]
+    fn a_process_that_floods_its_line_or_does_not_read_it_is_not_waited_for() {
+        let folder = Folder::new().unwrap();
+        let script = "while :; do printf 'a\\033[2Jb\\n'; done";
+        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        let until = Instant::now() + Duration::from_millis(50);
+        let mut heard = 0;
+        while let Heard::Line(line) = child.hear(until) {
+            assert_eq!(line, "a\\u{1b}[2Jb");
+            heard += 1;
+        }
+        assert!(heard > 0 && child.hear(until) == Heard::Silence);
+        let mut sent = 0_u32;
+        let refused = loop {
+            match child.send(&"x".repeat(1000)) {
+                Ok(()) => sent += 1,
+                Err(refused) => break refused,
+            }
+            assert!(sent < 10_000, "it does not read");
+        };
+        assert!(refused.starts_with("the machine takes no line"), "{refused}");
     }
 
     #[test]

@@ -6,10 +6,10 @@ use virtio_mem::wire::Config;
 
 use super::Row;
 use crate::judge::answer::{Answer, Came, Stop, UNPLUG_ALL, fail, skip};
-use crate::judge::rig::{
-    ACKNOWLEDGE, BASE_BLOCKS, CONFIGURATION, DRIVER, FEATURES_OK, INACCESSIBLE, PATIENCE, Rig, SILENCE,
-    USED_BUFFER, VERSION_1,
+use crate::judge::registers::{
+    ACKNOWLEDGE, CONFIGURATION, DRIVER, FEATURES_OK, INACCESSIBLE, USED_BUFFER, VERSION_1,
 };
+use crate::judge::rig::{BASE_BLOCKS, PATIENCE, Rig, SILENCE};
 
 pub const ROWS: &[Row] = &[
     Row { id: "D1", sent: "targets of 64 and 16 blocks", run: targets_change },

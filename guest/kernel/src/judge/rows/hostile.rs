@@ -11,7 +11,8 @@ use super::Row;
 use crate::judge::answer::{Answer, Came, STATE, Stop, fail, reject};
 use crate::judge::line::wait;
 use crate::judge::queue::{Descriptor, INDIRECT, MOST_ENTRIES, NEXT, WRITE};
-use crate::judge::rig::{INACCESSIBLE, INDIRECT_DESC, NEEDS_RESET, Rig, SILENCE, VERSION_1, request};
+use crate::judge::registers::{INACCESSIBLE, INDIRECT_DESC, NEEDS_RESET, VERSION_1};
+use crate::judge::rig::{Rig, SILENCE, request};
 
 pub const ROWS: &[Row] = &[
     Row { id: "T31", sent: "a chain that leads back to itself", run: circle },

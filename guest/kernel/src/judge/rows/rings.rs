@@ -7,11 +7,8 @@ use super::Row;
 use crate::judge::answer::{Answer, Came, STATE, Stop, fail, skip};
 use crate::judge::line::wait;
 use crate::judge::queue::NO_INTERRUPT;
-use crate::judge::registers::Registers;
-use crate::judge::rig::{
-    BASE_BLOCKS, CONFIGURATION, INACCESSIBLE, PATIENCE, REQUESTED_SIZE, Rig, SILENCE, USED_BUFFER, VERSION_1,
-    request,
-};
+use crate::judge::registers::{CONFIGURATION, INACCESSIBLE, Registers, USED_BUFFER, VERSION_1};
+use crate::judge::rig::{BASE_BLOCKS, PATIENCE, REQUESTED_SIZE, Rig, SILENCE, request};
 
 pub const ROWS: &[Row] = &[
     Row { id: "T17", sent: "a read of the most entries of queue 0", run: entries },

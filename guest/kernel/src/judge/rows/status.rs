@@ -5,11 +5,11 @@ use alloc::format;
 use super::Row;
 use crate::judge::answer::{Answer, Came, STATE, Stop, fail};
 use crate::judge::line::wait;
-use crate::judge::registers::Registers;
-use crate::judge::rig::{
-    ACKNOWLEDGE, CONFIGURATION, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, INACCESSIBLE, PATIENCE, Rig, SILENCE,
-    USED_BUFFER, VERSION_1, request,
+use crate::judge::registers::{
+    ACKNOWLEDGE, CONFIGURATION, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, INACCESSIBLE, Registers, USED_BUFFER,
+    VERSION_1,
 };
+use crate::judge::rig::{PATIENCE, Rig, SILENCE, request};
 
 pub const ROWS: &[Row] = &[
     Row { id: "T1", sent: "a read of the magic value, or of PCI's vendor", run: magic },
