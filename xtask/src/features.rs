@@ -287,10 +287,10 @@ mod tests {
     #[test]
     fn every_row_is_there_once_and_in_order() {
         let features = Features::read().unwrap();
-        let more = |id: &str| MORE_ROWS.into_iter().filter(move |(other, _)| *other == id);
-        let numbers = |&(id, rows)| {
-            let numbers = (1..=rows).chain(more(id).flat_map(|(_, numbers)| numbers));
-            numbers.map(move |row| format!("{id}.{row}")).collect::<Vec<_>>()
+        let numbers = |&(id, rows): &(&str, usize)| {
+            let more = MORE_ROWS.iter().filter(|(other, _)| *other == id);
+            let numbers = (1..=rows).chain(more.flat_map(|(_, numbers)| numbers.clone()));
+            numbers.map(|row| format!("{id}.{row}")).collect::<Vec<_>>()
         };
         let expected: Vec<String> = ROWS.iter().flat_map(numbers).collect();
         let found: Vec<&String> = features.row.iter().map(|row| &row.id).collect();

@@ -107,11 +107,10 @@ impl Child {
         }
     }
 
-    /// The last of what it has complained of.
+    /// The first of what it has complained of: what follows explains it, or is its consequence.
     fn complaint(&self) -> String {
         let text = fs::read(&self.complaints).unwrap_or_default();
-        let start = text.len().saturating_sub(COMPLAINT);
-        let text = String::from_utf8_lossy(&text[start..]);
+        let text = String::from_utf8_lossy(&text[..text.len().min(COMPLAINT)]);
         let text = printable(text.split_whitespace().collect::<Vec<_>>().join(" ").as_bytes());
         if text.is_empty() { text } else { format!("; it says: {text}") }
     }
