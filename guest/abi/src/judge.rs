@@ -2,6 +2,7 @@
 //!
 //! Mirrors the form of KVM-Unit-Tests: the guest judges and prints, the host reads. Differs on purpose: the host names each
 //! row, and the guest can ask the host to set a target, because half of virtio-mem's rules are about what the host does.
+//! `docs/conformance.md` lists the rows.
 //!
 //! ```text
 //! guest: judge: ready mmio

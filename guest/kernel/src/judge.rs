@@ -2,7 +2,7 @@
 //!
 //! Takes the place of the virtio-mem driver, the shell and the job loop when the command line says so
 //! (`tidevm_abi::cmdline::JUDGE`). Mirrors KVM-Unit-Tests: a kernel whose only purpose is to try a machine. The host names
-//! the rows and sets targets (`tidevm_abi::judge`).
+//! the rows and sets targets (`tidevm_abi::judge`); `docs/conformance.md` lists the rows.
 //!
 //! | file | has |
 //! | --- | --- |

@@ -4,6 +4,8 @@
 //! the VMM's own resize API has a part in the rows, and the guest is that of tidevm in another mode
 //! (`tidevm_abi::cmdline::JUDGE`), so that any VMM that boots a PVH kernel can be judged.
 //!
+//! `docs/conformance.md` has all rules, and what was found of tidevm and of QEMU.
+//!
 //! | file | has |
 //! | --- | --- |
 //! | [`rows`] | the rules |

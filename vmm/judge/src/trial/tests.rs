@@ -1,3 +1,5 @@
+//! Tests of a trial, on a VMM that is made up.
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
