@@ -114,6 +114,7 @@ fn a_row_without_an_answer_is_wedged_and_the_next_one_has_another_machine() {
     assert!(of(&outcomes, "D4").came.contains("panic on CPU 0"), "{:?}", of(&outcomes, "D4"));
     assert_eq!(of(&outcomes, "D5").verdict, Verdict::Pass);
     assert_eq!(of(&outcomes, "D6").verdict, Verdict::Wedged);
+    assert!(of(&outcomes, "D4").is_breach() && !of(&outcomes, "D5").is_breach());
 }
 
 #[test]
@@ -125,6 +126,7 @@ fn a_machine_that_ends_fails_its_row() {
     let outcomes = fake.judge();
     assert_eq!(of(&outcomes, "T31").verdict, Verdict::Fail);
     assert!(of(&outcomes, "T31").came.contains("signal 11"));
+    assert!(!of(&outcomes, "T31").is_breach(), "no text forbids it");
     assert_eq!((of(&outcomes, "T32").verdict, fake.starts), (Verdict::Pass, 2));
 }
 
