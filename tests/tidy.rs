@@ -55,6 +55,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "tidevm-sizer",
         ],
     ),
+    ("vmm/judge", &["tidevm-abi", "tidevm-api", "tidevm-lab", "tidevm-machine"]),
     ("vmm/sizer", &["tidevm-abi", "tidevm-autosize", "tidevm-machine"]),
     ("vmm/api", &["tidevm-abi", "tidevm-machine", "tidevm-sizer"]),
     (
@@ -63,6 +64,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "tidevm-abi",
             "tidevm-api",
             "tidevm-events",
+            "tidevm-judge",
             "tidevm-lab",
             "tidevm-machine",
             "tidevm-report",
@@ -93,6 +95,7 @@ const OURS: &[&str] = &[
     "tidevm-fuzz",
     "tidevm-guest",
     "tidevm-guest-image",
+    "tidevm-judge",
     "tidevm-lab",
     "tidevm-machine",
     "tidevm-mm",

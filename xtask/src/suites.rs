@@ -17,8 +17,8 @@ use crate::results::{Reader, Results};
 /// Suites that need a KVM. They also run on the nested host.
 const NESTED: [&str; 2] = ["sessions", "linux"];
 
-/// Suites with tests that need a KVM: sessions, stock Linux, and the VMM's own.
-const NEED_KVM: [&str; 4] = ["sessions", "linux", "tidevm_machine", "cli"];
+/// Suites with tests that need a KVM: sessions, stock Linux, the VMM's own, and the judge's.
+const NEED_KVM: [&str; 5] = ["sessions", "linux", "tidevm_machine", "cli", "judge"];
 
 /// The suite that needs QEMU.
 const QEMU: &str = "qemu";
@@ -97,7 +97,30 @@ fn on_nested(host: &Result<Host>) -> Vec<(Row, Results)> {
         };
         (Row { host: "nested", kvm: "SVM, emulated", tests, passed }, results)
     };
-    NESTED.map(run).into()
+    NESTED.map(run).into_iter().chain([(judge(host), Results::default())]).collect()
+}
+
+/// Has the judge judge tidevm on the nested host, whose KVM is SVM's.
+fn judge(host: &Result<Host>) -> Row {
+    let judged = |host: &Host| {
+        let program = nested::program("tidevm")?;
+        let arguments = ["judge".to_owned()];
+        host.run_for(&program, &arguments, nested::MEMORY_MIB, |line| println!("{line}"))
+    };
+    let passed = match host {
+        Ok(host) => Some(judged(host).map_or_else(
+            |error| {
+                println!("the judge on the nested host: {error:#}");
+                false
+            },
+            |code| code == ExitCode::SUCCESS,
+        )),
+        Err(missing) => {
+            println!("SKIP the judge on the nested host: {missing:#}");
+            None
+        }
+    };
+    Row { host: "nested", kvm: "SVM, emulated", tests: "the judge", passed }
 }
 
 /// Runs the models of `guest/mm`, one at a time. Returns what they wrote, and whether all of them passed.

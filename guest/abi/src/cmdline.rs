@@ -149,6 +149,9 @@ pub const DEVICE_INITS: Table<DeviceInit> = &[("once", DeviceInit::Once), ("twic
 /// guest writes to them.
 pub const ZEROED: &str = "tidevm.zeroed";
 
+/// `tidevm.judge=on`: boot as the judge of a virtio-mem device ([`crate::judge`]) instead of a guest that uses its memory.
+pub const JUDGE: &str = "tidevm.judge";
+
 /// Begins the keys that are this guest's own, and so no other kernel's.
 const OWN: &str = "tidevm.";
 
@@ -163,6 +166,7 @@ pub const OWN_KEYS: &[&str] = &[
     DEFERRED_WORKERS,
     DEVICE_INIT,
     ZEROED,
+    JUDGE,
 ];
 
 /// The first word of `line` that looks like one of this guest's own and is none: its key is unknown, or it has no

@@ -9,6 +9,7 @@
 //! | [`answer`], [`failure`], `blocks`, `pmem`, `pressure`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
 //! | `counted` | numbers of things as text |
+//! | [`judge`] | the conversation of a judge and its guest on the serial line |
 //! | [`metric`], `counter` | the counters by their names in scripts, tables and JSON |
 //!
 //! The control channel is a virtio-console device (virtio 1.3, section 5.3) without the multiport
@@ -32,6 +33,7 @@ mod counted;
 mod counter;
 mod duration;
 pub mod failure;
+pub mod judge;
 pub mod limits;
 pub mod metric;
 mod name;

@@ -134,8 +134,8 @@ pub fn area(index: usize) -> &'static PerCpu {
 
 /// Writes a byte to an I/O port.
 pub fn port_write(port: u16, value: u8) {
-    // SAFETY: the ports written are those of serial port, timer, exit device and interrupt masks; no write
-    // changes memory.
+    // SAFETY: the ports written are those of serial port, timer, exit device, interrupt masks and keyboard controller;
+    // no write changes memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 

@@ -2,7 +2,7 @@
 //!
 //! This file is the order of boot. The folders: `boot` learns from the VMM and from firmware, `cpu` and `mem`
 //! are the machine, `virtio` has the drivers, and `agent` carries out calls, which come in through `control`
-//! or `shell`.
+//! or `shell`. `judge` takes the place of the last three where a device is to be judged.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![expect(unsafe_code, reason = "the entry point, and the heap's arena")]
 
@@ -14,6 +14,7 @@ mod console;
 mod control;
 mod cpu;
 mod job;
+mod judge;
 mod mailbox;
 mod mem;
 mod procfs;
@@ -66,6 +67,9 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     percpu_buf::allocate(0, command_line.percpu_buf);
     smp::bring_up(nr_cpus, |index| percpu_buf::allocate(index, command_line.percpu_buf));
     copy::start();
+    if command_line.judge {
+        judge::run(&command_line);
+    }
     // Lazy initialisation leaves boot memory alone until it is wanted. It needs memory that is zero, and
     // allocations that have more of it initialised.
     let mm = &command_line.mm;

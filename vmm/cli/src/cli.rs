@@ -12,6 +12,7 @@ pub use check_host::CheckHost;
 pub use ctl::Ctl;
 pub use demo::Demo;
 pub use experiment::Experiment;
+pub use judge::{Judge, Vmm as JudgedVmm};
 pub use later::Later;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
@@ -26,6 +27,7 @@ mod confine;
 mod ctl;
 mod demo;
 mod experiment;
+mod judge;
 mod later;
 mod log;
 mod pages;
@@ -89,8 +91,8 @@ fn misplaced(command: &Command, matches: &ArgMatches) -> Option<String> {
 const STATUSES: &str = "\
 Exit status:
   0  the session did what it asked
-  1  an expectation failed, a resize was refused, blocked or too late, or an experiment did not
-     show what it should
+  1  an expectation failed, a resize was refused, blocked or too late, an experiment did not
+     show what it should, or a device that was judged breaks a rule
   2  bad usage, configuration or script
   3  the host cannot run it, or refuses what it needs to go on
   4  the guest died, or reset the machine under --no-reboot
@@ -112,6 +114,8 @@ pub enum Action {
     Report(Later<ReportPage>),
     /// Show what a mechanism prevents: the guest with it off and on, side by side
     Experiment(Later<Experiment>),
+    /// Judge the virtio-mem device of a VMM, rule by rule
+    Judge(Later<Judge>),
     /// Work with scripts, without a machine
     Script(Scripts),
     /// Say what this host can do for a machine, and what would help; ends with status 0 or 3

@@ -6,6 +6,7 @@ mod cli;
 mod ctl;
 mod host;
 mod input;
+mod judge;
 mod lean;
 mod logger;
 mod page;
@@ -76,14 +77,12 @@ fn complain(what: impl Display) {
 
 /// By the cause, wherever it is met: 3 if the host refuses, 1 if standard output was closed, 2 for bad usage.
 fn status_of(error: &anyhow::Error) -> u8 {
-    if let Some(error) = error.downcast_ref::<StartError>() {
-        return if error.is_refusal() { 3 } else { 2 };
-    }
-    if let Some(error) = error.downcast_ref::<ctl::CtlError>() {
-        return error.status();
-    }
-    if let Some(error) = error.downcast_ref::<top::TopError>() {
-        return error.status();
+    let start = || Some(if error.downcast_ref::<StartError>()?.is_refusal() { 3 } else { 2 });
+    let ctl = || Some(error.downcast_ref::<ctl::CtlError>()?.status());
+    let top = || Some(error.downcast_ref::<top::TopError>()?.status());
+    let judge = || Some(error.downcast_ref::<judge::JudgeError>()?.status());
+    if let Some(status) = start().or_else(ctl).or_else(top).or_else(judge) {
+        return status;
     }
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refusal) {
         return 3;
@@ -123,6 +122,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
             Ok(ctl::run(&api_sock, &words, json, complain)?)
         }
         Action::Experiment(options) => run_experiments(&options),
+        Action::Judge(options) => Ok(judge::run(&options)?),
         Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
             let script = read(&file)?;
             let steps = Counted(script.steps(), "step");

@@ -7,7 +7,7 @@
 //!
 //! Invariant: dropping a machine kills its QEMU and removes its files.
 
-mod qmp;
+pub mod qmp;
 
 use std::env;
 use std::fs::{self, File};

@@ -56,6 +56,8 @@ pub struct CommandLine {
     pub percpu_buf: Size,
     /// Whether to look for devices on PCI.
     pub pci: bool,
+    /// Whether to judge a virtio-mem device instead of using its memory.
+    pub judge: bool,
     /// virtio-mmio devices.
     pub devices: [Option<MmioDevice>; MAX_DEVICES],
     /// The choices of memory management. Boot sets the number of CPUs when it has found them.
@@ -92,6 +94,7 @@ impl CommandLine {
             deferred_workers: keys::DeferredWorkers::All,
             percpu_buf: Size(0),
             pci: true,
+            judge: false,
             devices: [None; MAX_DEVICES],
             mm: tidevm_mm::Options::DEFAULT,
         }
@@ -103,6 +106,7 @@ impl CommandLine {
         match key {
             keys::NR_CPUS => set(&mut self.nr_cpus, value.parse().ok().filter(|&cpus| cpus > 0).map(Some)),
             keys::PCI => set(&mut self.pci, (value == "off").then_some(false)),
+            keys::JUDGE => set(&mut self.judge, switch(value)),
             keys::TSC_KHZ => set(&mut self.tsc_khz, value.parse().ok().map(Some)),
             keys::MEMORY_BLOCK => set(&mut self.memory_block, memory_block(value)),
             keys::NUMA => set(&mut self.numa, numa(value)),

@@ -29,7 +29,7 @@ const LEGACY_LINES: [u8; 3] = [5, 10, 11];
 const PCI_PINS: u32 = 0x00ff_0000;
 
 /// Configuration mechanism #1. Only the boot CPU uses it, while it binds devices.
-struct Ports;
+pub struct Ports;
 
 impl Ports {
     fn select(function: DeviceFunction, register: u8) {
@@ -76,6 +76,11 @@ impl ConfigurationAccess for Ports {
 /// buses, and only ACPI's bytecode names them. Other devices are silenced: they have no driver here, and
 /// tidevm's control channel is on virtio-mmio.
 pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
+    each_mem_function(|root, function| find(root, function).into_iter().for_each(&mut found));
+}
+
+/// Calls `found` with the place of every virtio-mem device, which may access memory then; see [`each_mem_device`].
+pub fn each_mem_function(mut found: impl FnMut(&mut PciRoot<Ports>, DeviceFunction)) {
     if !Ports::answer() {
         return;
     }
@@ -84,7 +89,7 @@ pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
     for (function, info) in all {
         if virtio_device_type(&info) == Some(DeviceType::Memory) {
             root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
-            find(&mut root, function).into_iter().for_each(&mut found);
+            found(&mut root, function);
         } else {
             let (_, command) = root.get_status_command(function);
             root.set_command(function, command | Command::INTERRUPT_DISABLE);
@@ -92,15 +97,22 @@ pub fn each_mem_device(mut found: impl FnMut(Device<PciTransport>)) {
     }
 }
 
+/// The word at `register` of the device's configuration space.
+pub fn read(function: DeviceFunction, register: u8) -> u32 {
+    Ports.read_word(function, register)
+}
+
+/// All interrupts that may be the device's.
+pub fn line_of(function: DeviceFunction) -> Line {
+    let [line, ..] = read(function, INTERRUPT).to_le_bytes();
+    let legacy = if LEGACY_LINES.contains(&line) { 1 << line } else { 0 };
+    Line::route_any(PCI_PINS | legacy, Trigger::Level)
+}
+
 /// The device at `function`. `None`, and a line for people, when it cannot be used.
 fn find(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<Device<PciTransport>> {
-    let [line, ..] = Ports.read_word(function, INTERRUPT).to_le_bytes();
-    let legacy = if LEGACY_LINES.contains(&line) { 1 << line } else { 0 };
     match PciTransport::new::<hal::KernelHal, _>(root, function) {
-        Ok(transport) => {
-            let line = Line::route_any(PCI_PINS | legacy, Trigger::Level);
-            Some(Device { transport, line })
-        }
+        Ok(transport) => Some(Device { transport, line: line_of(function) }),
         Err(error) => {
             println!("virtio-pci at {function}: {error}");
             None
