@@ -19,7 +19,7 @@ mod verdicts;
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,19 +32,20 @@ use cli::{
     Scripts, Spawn,
 };
 use lean::Lean;
-use prompt::History;
 use quiet::Quiet;
-use source::{STDIN, Source, Steps, greet};
+use source::{Source, Steps, greet, read, steps};
 use tidevm_abi::Counted;
 use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
-use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
+use tidevm_machine::{
+    Config, Confinement, Destination, Seccomp, Snapshot, StartError, Vm, is_refusal, printable, room_to_start,
+};
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Both, Ended, Observer, Summary};
+use tidevm_session::{Both, Ended, Observer, Remembered, Summary};
 use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
@@ -124,7 +125,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
-            let script = read(&file)?;
+            let script = read(&file, &Remembered::default())?;
             let steps = Counted(script.steps(), "step");
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
@@ -161,10 +162,16 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
 
 /// `tidevm run`, of which `account` is told.
 fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
-    account.start(config(options, false).as_ref().ok()).context(OutputClosed)?;
-    let steps = steps(options)?;
+    let snapshot = options.restore.as_deref().map(Snapshot::open).transpose().map_err(StartError::from);
+    let known = snapshot.as_ref().ok().and_then(Option::as_ref);
+    account.start(config(options, false, known).as_ref().ok()).context(OutputClosed)?;
+    let snapshot = snapshot?;
+    let remembered = snapshot.as_ref().map(Remembered::of).unwrap_or_default();
+    let steps = steps(options, &remembered)?;
     let interactive = matches!(steps, Steps::Typed(_));
-    let config = Config { resets: steps.resets(), interactive, ..config(options, interactive)? };
+    let config = config(options, interactive, snapshot.as_ref())?;
+    let save = options.save.as_deref().map(Destination::make).transpose()?;
+    let config = Config { resets: steps.resets(), interactive, save, ..config };
     greet(&config);
     let api = options.api_sock.as_deref().map(|path| Api {
         path,
@@ -184,33 +191,8 @@ fn report(options: &ReportPage) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
-    options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
-}
-
-/// What the options say that the machine is to do.
-fn steps(options: &Run) -> anyhow::Result<Steps> {
-    Ok(match options.script.as_deref() {
-        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
-        None => Steps::None,
-        Some(file) if file.as_os_str() == "-" => Steps::Piped,
-        Some(file) => Steps::Whole(read(file)?),
-    })
-}
-
-/// Reads and parses a whole script, before anything is started.
-fn read(file: &Path) -> anyhow::Result<Script> {
-    let (name, bytes) = if file.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
-        (STDIN.to_owned(), bytes)
-    } else {
-        let name = file.display().to_string();
-        let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
-        (name, bytes)
-    };
-    let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
-    Ok(Script::parse(&name, &text)?)
+fn config(options: &Run, prompt: bool, snapshot: Option<&Snapshot>) -> anyhow::Result<Config> {
+    options.config(prompt, snapshot).map_err(|conflict| anyhow!("{conflict}"))
 }
 
 /// Runs the experiments that `options` name, and gives the exit status.

@@ -17,6 +17,7 @@
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
+//! | `snapshot` | a machine in a folder: its description, its state, and the content of its memory | when and in which order |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
 //! | `budget` | the memory that the process's control group allows | who uses it |
@@ -49,6 +50,7 @@ mod process;
 mod registers;
 mod requirements;
 mod serial;
+mod snapshot;
 pub mod socket;
 mod state;
 pub mod survey;
@@ -69,6 +71,7 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, give_code_back, room_to_start};
+pub use snapshot::{Destination, FolderError, RestoreError, SaveError, Saved, Snapshot};
 pub use state::{
     BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
     WaitError,

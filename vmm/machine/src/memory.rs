@@ -28,6 +28,7 @@ use tidevm_abi::Size;
 
 use crate::sync::lock;
 
+pub mod content;
 pub mod held;
 pub mod host_calls;
 pub mod layout;

@@ -22,7 +22,7 @@ pub mod mem;
 pub mod mmio;
 
 use chain::{Chain, ChainError};
-use mmio::{Effect, Registers};
+use mmio::{Effect, Registers, RegistersError, RegistersState};
 
 /// How a device and its driver reach each other: registers, queues and an interrupt line.
 #[derive(Debug)]
@@ -54,6 +54,23 @@ impl Transport {
             self.raise();
         }
         effect
+    }
+
+    /// Takes on the registers of `state`, and raises the interrupt that was pending: whether the driver had it by then is not
+    /// known, and an interrupt without a reason does nothing.
+    ///
+    /// # Errors
+    /// [`RegistersError`]; the device cannot be used.
+    pub fn restore<M>(&mut self, view: M, state: &RegistersState) -> Result<(), RegistersError>
+    where
+        M: Deref<Target = View>,
+    {
+        let usable = |start, size| view.check_range(GuestAddress(start), size, Permissions::ReadWrite);
+        self.registers.restore(state, usable)?;
+        if self.registers.is_interrupt_pending() {
+            self.raise();
+        }
+        Ok(())
     }
 
     /// Tells the driver of the buffers that went back since the last call, if it wants to be told of those of one of

@@ -25,6 +25,7 @@ use crate::error::{StartError, host};
 use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
+use crate::virtio::mem::serve;
 
 mod balloon;
 
@@ -199,7 +200,7 @@ impl MutEventSubscriber for MemQueue {
             return;
         }
         clear(&self.mem().kick);
-        let served = lock(&self.mem().device).serve();
+        let served = serve(&*self.mem().device, &mut *lock(&self.mem().backing));
         // Without the device, whose registers vCPUs read.
         self.shared.memory.remove_empty_slots();
         if served.freed {

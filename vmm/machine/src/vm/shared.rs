@@ -13,6 +13,7 @@ use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
 use super::look::Looks;
 use super::pause::Pause;
+use super::saver::Saver;
 use crate::boot::Image;
 use crate::budget::Budget;
 use crate::bus::Bus;
@@ -43,6 +44,8 @@ pub(super) struct VmShared {
     pub(super) looks: Looks,
     /// Whether the guest stands still.
     pub(super) pause: Pause,
+    /// What a save needs, if the machine can be saved.
+    pub(super) saver: Option<Saver>,
     /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
@@ -58,7 +61,8 @@ pub(super) struct VmShared {
 }
 
 impl VmShared {
-    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`.
+    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`, and `saver` was
+    /// made for [`Config::save`].
     ///
     /// # Errors
     /// The host provides no event descriptors.
@@ -67,6 +71,7 @@ impl VmShared {
         kernel: Image,
         memory: Memory,
         sink: Sink,
+        saver: Option<Saver>,
         started: Instant,
     ) -> Result<Self, StartError> {
         let memory = Arc::new(memory);
@@ -80,6 +85,7 @@ impl VmShared {
             reset: event()?,
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),
+            saver,
             pause: Pause::new(config.cpus.into(), Arc::clone(&state)),
             over: AtomicBool::new(false),
             budget: Budget::of_process(),

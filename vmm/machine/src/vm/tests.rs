@@ -24,6 +24,7 @@ mod pause;
 mod ports;
 mod refused;
 mod reset;
+mod save;
 mod start;
 mod threads;
 mod unplug_all;
