@@ -49,11 +49,12 @@ fn saved_to(config: Config, path: &Path) -> Config {
 
 fn restored(path: &Path) -> Config {
     let snapshot = Snapshot::open(path).unwrap_or_else(|error| panic!("{error}"));
-    snapshot.config(Config {
+    let config = snapshot.config(Config {
         restore: Some(snapshot.clone()),
         console: machine(0).console,
         ..Config::default()
-    })
+    });
+    config.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Runs `script` in the machine that comes from the snapshot at `path`.

@@ -12,6 +12,7 @@ mod page;
 mod pages;
 mod prompt;
 mod quiet;
+mod served;
 mod sized;
 mod source;
 mod top;
@@ -19,8 +20,7 @@ mod verdicts;
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,10 +32,12 @@ use cli::{
     Scripts, Spawn,
 };
 use lean::Lean;
+use prompt::History;
 use quiet::Quiet;
-use source::{Source, Steps, greet, read, steps};
+use served::{Api, identity};
+use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
-use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
+use tidevm_api::{Control, ControlError, Draft, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
@@ -173,11 +175,7 @@ fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
     let save = options.save.as_deref().map(Destination::make).transpose()?;
     let config = Config { resets: steps.resets(), interactive, save, ..config };
     greet(&config);
-    let api = options.api_sock.as_deref().map(|path| Api {
-        path,
-        id: &options.id,
-        metrics: options.metrics_listen,
-    });
+    let api = Api::of(options);
     run(config, steps, account, api, options.auto)
 }
 
@@ -193,6 +191,31 @@ fn report(options: &ReportPage) -> anyhow::Result<u8> {
 
 fn config(options: &Run, prompt: bool, snapshot: Option<&Snapshot>) -> anyhow::Result<Config> {
     options.config(prompt, snapshot).map_err(|conflict| anyhow!("{conflict}"))
+}
+
+/// What the options say that a machine with the workloads `remembered` is to do.
+fn steps(options: &Run, remembered: &Remembered) -> anyhow::Result<Steps> {
+    Ok(match options.script.as_deref() {
+        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
+        None => Steps::None,
+        Some(file) if file.as_os_str() == "-" => Steps::Piped,
+        Some(file) => Steps::Whole(read(file, remembered)?),
+    })
+}
+
+/// Reads and parses a whole script, for a machine with the workloads `remembered`, before anything is started.
+fn read(file: &Path, remembered: &Remembered) -> anyhow::Result<Script> {
+    let (name, bytes) = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
+        (STDIN.to_owned(), bytes)
+    } else {
+        let name = file.display().to_string();
+        let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
+        (name, bytes)
+    };
+    let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
+    Ok(Script::parse_after(&name, &text, remembered)?)
 }
 
 /// Runs the experiments that `options` name, and gives the exit status.
@@ -229,16 +252,6 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
         None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
-}
-
-/// What clients are served.
-struct Api<'a> {
-    /// The path of their socket.
-    path: &'a Path,
-    /// The name of the machine.
-    id: &'a str,
-    /// Where metrics are served too.
-    metrics: Option<SocketAddr>,
 }
 
 /// Runs a machine, with an API and sized automatically if it shall be so.
@@ -290,11 +303,6 @@ fn run(
         return observe(start(config)?, source, &mut Both(table, events));
     }
     observe(start(config)?, source, &mut table)
-}
-
-/// What answers as the machine `id`.
-fn identity(id: &str) -> Identity {
-    Identity { id: id.to_owned(), version: env!("CARGO_PKG_VERSION") }
 }
 
 /// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.

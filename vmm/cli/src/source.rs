@@ -1,21 +1,17 @@
 //! What a machine is to do, and where a session takes its steps from: nowhere, a script that was read, lines of a pipe, or
 //! a person.
 
-use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal, Write};
 
-use anyhow::Context;
 use tidevm_machine::{Companion, Config, ConsoleMode};
+use tidevm_session::Manner;
 use tidevm_session::script::{LiveScript, Script};
-use tidevm_session::{Manner, Remembered};
 
-use crate::cli::Run;
 use crate::input::{self, Complain, Input, Piped};
-use crate::prompt::{self, History, Prompt};
+use crate::prompt::{History, Prompt};
 
 /// The name of standard input in messages.
-const STDIN: &str = "<stdin>";
+pub const STDIN: &str = "<stdin>";
 
 /// What a machine is to do.
 pub enum Steps {
@@ -49,37 +45,6 @@ impl Steps {
             Self::Piped | Self::Typed(_) => USUAL,
         }
     }
-}
-
-/// What the options say that a machine with the workloads `remembered` is to do.
-///
-/// # Errors
-/// The script cannot be read, or is wrong.
-pub fn steps(options: &Run, remembered: &Remembered) -> anyhow::Result<Steps> {
-    Ok(match options.script.as_deref() {
-        None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
-        None => Steps::None,
-        Some(file) if file.as_os_str() == "-" => Steps::Piped,
-        Some(file) => Steps::Whole(read(file, remembered)?),
-    })
-}
-
-/// Reads and parses a whole script, for a machine with the workloads `remembered`, before anything is started.
-///
-/// # Errors
-/// It cannot be read, or is wrong.
-pub fn read(file: &Path, remembered: &Remembered) -> anyhow::Result<Script> {
-    let (name, bytes) = if file.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
-        (STDIN.to_owned(), bytes)
-    } else {
-        let name = file.display().to_string();
-        let bytes = fs::read(file).with_context(|| format!("cannot read the script {name}"))?;
-        (name, bytes)
-    };
-    let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
-    Ok(Script::parse_after(&name, &text, remembered)?)
 }
 
 /// Where a session takes its steps from.

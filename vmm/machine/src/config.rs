@@ -12,7 +12,8 @@ use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
 use crate::memory::layout;
-use crate::snapshot::{Destination, Snapshot};
+use crate::snapshot::folder::Destination;
+use crate::snapshot::opened::Snapshot;
 use crate::socket::Listener;
 
 pub(crate) mod balloon;

@@ -11,7 +11,7 @@ use crate::confine::ConfinementError;
 use crate::confine::jail::JailError;
 use crate::hint;
 use crate::memory::MemoryError;
-use crate::snapshot::RestoreError;
+use crate::snapshot::opened::RestoreError;
 use crate::socket::SocketError;
 
 /// Why a VM did not start.

@@ -71,7 +71,10 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, give_code_back, room_to_start};
-pub use snapshot::{Destination, FolderError, RestoreError, SaveError, Saved, Snapshot};
+pub use snapshot::folder::{Destination, FolderError};
+pub use snapshot::opened::{RestoreError, Snapshot};
+pub use snapshot::vcpu::VcpuError;
+pub use snapshot::write::{SaveError, Saved};
 pub use state::{
     BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
     WaitError,

@@ -151,7 +151,7 @@ impl Run {
             ..Config::default()
         };
         Ok(self.machine(match snapshot {
-            Some(snapshot) => snapshot.config(process),
+            Some(snapshot) => snapshot.config(process).map_err(|error| error.to_string())?,
             None => process,
         }))
     }

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -49,15 +50,72 @@ pub enum FolderError {
     },
 }
 
+/// A place for a snapshot in a configuration. It is equal to its clones alone.
+#[derive(Clone, Debug)]
+pub struct Destination(Arc<Folder>);
+
+impl Destination {
+    /// Makes a folder beside `path`, which gets that name when a machine is saved. `path` is not there yet, or is an empty
+    /// folder. The process has one thread.
+    ///
+    /// # Errors
+    /// [`FolderError`]; nothing is left behind.
+    pub fn make(path: &Path) -> Result<Self, FolderError> {
+        Folder::make(path).map(|folder| Self(Arc::new(folder)))
+    }
+
+    /// Where the snapshot will be.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Whether it is there.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.0.is_complete()
+    }
+
+    /// The file for the content of memory.
+    pub(crate) fn memory(&self) -> &File {
+        &self.0.memory
+    }
+
+    /// The file for everything else.
+    pub(crate) fn state(&self) -> &File {
+        &self.0.state
+    }
+
+    /// Both are written: this is a snapshot from now on.
+    ///
+    /// # Errors
+    /// The system's error; it is none.
+    pub(crate) fn complete(&self) -> io::Result<()> {
+        self.0.complete()
+    }
+
+    /// The save failed: its files take no room any more.
+    pub(crate) fn empty(&self) {
+        self.0.empty();
+    }
+}
+
+impl PartialEq for Destination {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Destination {}
+
 /// A folder that becomes a snapshot.
 #[derive(Debug)]
-pub struct Folder {
+struct Folder {
     /// Its name when it is complete, absolute.
     path: PathBuf,
     /// The content of memory.
-    pub memory: File,
+    memory: File,
     /// Everything else.
-    pub state: File,
+    state: File,
     /// The way to the child. It is used once.
     child: File,
     complete: AtomicBool,

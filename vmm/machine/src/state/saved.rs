@@ -3,7 +3,7 @@
 //! Counters of a process stay behind, as does everything that the devices tell anew.
 
 use super::{Ready, SharedState};
-use crate::snapshot::GuestState;
+use crate::snapshot::machine::GuestState;
 use crate::sync::lock;
 
 impl SharedState {

@@ -21,7 +21,7 @@ use super::shared::VmShared;
 use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
 use crate::clock;
 use crate::config::Config;
-use crate::snapshot::Snapshot;
+use crate::snapshot::opened::Snapshot;
 use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};

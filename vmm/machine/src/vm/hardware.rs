@@ -29,7 +29,7 @@ use crate::error::{StartError, kvm};
 use crate::hint::MAKE_A_MACHINE;
 use crate::memory::layout;
 use crate::memory::slots::KvmSlots;
-use crate::snapshot::Snapshot;
+use crate::snapshot::read::Restored;
 use crate::{boot, cpuid};
 
 /// By how many millionths the frequency of a time stamp counter may differ: as Linux's NTP and QEMU have it.
@@ -82,7 +82,7 @@ impl Hardware {
     pub(super) fn assemble(
         &mut self,
         machine: Arc<VmFd>,
-        restored: Option<&Snapshot>,
+        restored: Option<&Restored>,
     ) -> Result<Vec<VcpuFd>, StartError> {
         let shared = Arc::clone(&self.shared);
         let VmShared { config, kernel, memory, devices, .. } = &*shared;
@@ -93,9 +93,9 @@ impl Hardware {
         devices.register_interrupts(&machine)?;
         self.tsc_khz = vcpus[0].get_tsc_khz().map_err(kvm("tell the frequency of the TSC"))?;
         match restored {
-            Some(snapshot) => {
-                self.check_tsc(snapshot, &vcpus)?;
-                restore_machine(snapshot, &machine, &vcpus)?;
+            Some(restored) => {
+                self.check_tsc(restored, &vcpus)?;
+                restore_machine(restored, &machine, &vcpus)?;
                 memory.start_huge_pages();
             }
             None => {
@@ -127,16 +127,16 @@ impl Hardware {
         self.tsc_khz
     }
 
-    /// Gives new vCPUs the frequency of `snapshot`, unless theirs is as good: hosts measure their own a little differently
+    /// Gives new vCPUs the frequency of the saved ones, unless theirs is as good: hosts measure their own a little differently
     /// each time they start. A guest asks for it once.
-    fn check_tsc(&mut self, snapshot: &Snapshot, vcpus: &[VcpuFd]) -> Result<(), StartError> {
-        let (saved, own) = (snapshot.state().tsc_khz, self.tsc_khz);
+    fn check_tsc(&mut self, restored: &Restored, vcpus: &[VcpuFd]) -> Result<(), StartError> {
+        let (saved, own) = (restored.state.tsc_khz, self.tsc_khz);
         if u64::from(saved.abs_diff(own)) * 1_000_000 <= u64::from(saved) * TSC_TOLERANCE {
             return Ok(());
         }
         for vcpu in vcpus {
             vcpu.set_tsc_khz(saved).map_err(|error| {
-                snapshot.host(format!(
+                restored.snapshot.host(format!(
                     "its time stamp counter has {saved} kHz, this host's has {own} kHz, and KVM cannot change that: {error}"
                 ))
             })?;

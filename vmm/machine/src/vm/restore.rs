@@ -15,45 +15,50 @@ use super::shared::VmShared;
 use crate::error::{StartError, kvm};
 use crate::memory::Memory;
 use crate::memory::range::GuestRange;
-use crate::snapshot::{DevicesState, Snapshot, VcpuError};
+use crate::snapshot::machine::DevicesState;
+use crate::snapshot::read::Restored;
+use crate::snapshot::vcpu::VcpuError;
 use crate::sync::lock;
 
-/// The CPUID leaves of `snapshot`, if this host, whose leaves are `host`, can give them.
+/// The CPUID leaves of `restored`, if this host, whose leaves are `host`, can give them.
 ///
 /// # Errors
 /// It cannot.
-pub(super) fn restored_cpuid(snapshot: &Snapshot, host: &CpuId) -> Result<CpuId, StartError> {
-    snapshot.check_host(host.as_slice())?;
-    let cpuid = CpuId::from_entries(&snapshot.state().cpuid);
-    Ok(cpuid.map_err(|_| snapshot.contradiction("it has too many CPUID leaves".to_owned()))?)
+pub(super) fn restored_cpuid(restored: &Restored, host: &CpuId) -> Result<CpuId, StartError> {
+    restored.check_host(host.as_slice())?;
+    let cpuid = CpuId::from_entries(&restored.state.cpuid);
+    Ok(cpuid.map_err(|_| restored.snapshot.contradiction("it has too many CPUID leaves".to_owned()))?)
 }
 
 /// Makes everything usable that was plugged, and fills memory, which is new.
-pub(super) fn restore_memory(snapshot: &Snapshot, memory: &Memory) -> Result<(), StartError> {
-    for (index, mem) in snapshot.state().devices.mem.iter().enumerate() {
+pub(super) fn restore_memory(restored: &Restored, memory: &Memory) -> Result<(), StartError> {
+    for (index, mem) in restored.state.devices.mem.iter().enumerate() {
         let plugged = mem.plugged();
-        let plugged =
-            plugged.map_err(|error| snapshot.contradiction(format!("hotplug device {index}: {error}")))?;
+        let plugged = plugged
+            .map_err(|error| restored.snapshot.contradiction(format!("hotplug device {index}: {error}")))?;
         for span in plugged.runs() {
             let range = GuestRange::new(span.addr()..span.end());
             let done = range.map(|range| memory.plug(index, range));
             if let Some(Err(error)) = done {
-                return Err(snapshot.host(format!("it does not plug what was plugged: {error}")).into());
+                return Err(restored
+                    .snapshot
+                    .host(format!("it does not plug what was plugged: {error}"))
+                    .into());
             }
         }
     }
-    Ok(snapshot.load_memory(memory)?)
+    Ok(restored.load_memory(memory)?)
 }
 
-/// Brings a new machine of KVM with its new vCPUs to the state of `snapshot`.
+/// Brings a new machine of KVM with its new vCPUs to the state of `restored`.
 pub(super) fn restore_machine(
-    snapshot: &Snapshot,
+    restored: &Restored,
     machine: &VmFd,
     vcpus: &[VcpuFd],
 ) -> Result<(), StartError> {
-    let state = snapshot.state();
+    let state = &restored.state;
     for (index, (vcpu, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
-        let refused = |error: VcpuError| snapshot.host(format!("vCPU {index}: {error}"));
+        let refused = |error: VcpuError| restored.snapshot.host(format!("vCPU {index}: {error}"));
         saved.apply(vcpu).map_err(refused)?;
     }
     let mut clock = state.clock;
@@ -66,11 +71,12 @@ pub(super) fn restore_machine(
     Ok(())
 }
 
-/// Brings new devices and what is known about the guest to the state of `snapshot`. The interrupts of the devices lead to the
+/// Brings new devices and what is known about the guest to the state of `restored`. The interrupts of the devices lead to the
 /// machine of KVM, and its memory is there.
-pub(super) fn restore_devices(snapshot: &Snapshot, shared: &VmShared) -> Result<(), StartError> {
-    let (devices, state) = (&shared.devices, snapshot.state());
-    let refused = |what: &str, error: &dyn Display| snapshot.contradiction(format!("{what}: {error}"));
+pub(super) fn restore_devices(restored: &Restored, shared: &VmShared) -> Result<(), StartError> {
+    let (devices, state) = (&shared.devices, &restored.state);
+    let refused =
+        |what: &str, error: &dyn Display| restored.snapshot.contradiction(format!("{what}: {error}"));
     let DevicesState { control, mem, balloon, serial } = &state.devices;
     lock(&devices.control).restore(control).map_err(|error| refused("the control channel", &error))?;
     for (index, (device, saved)) in devices.mem.iter().zip(mem).enumerate() {

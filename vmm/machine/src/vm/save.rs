@@ -20,7 +20,9 @@ use super::devices::Devices;
 use super::saver::Saver;
 use super::{STOP_LIMIT, Vm, VmHandle};
 use crate::clock;
-use crate::snapshot::{Description, DevicesState, MachineState, SaveError, Saved};
+use crate::snapshot::description::Description;
+use crate::snapshot::machine::{DevicesState, MachineState};
+use crate::snapshot::write::{SaveError, Saved};
 use crate::sync::lock;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::control::Control;
@@ -84,7 +86,7 @@ impl VmHandle {
         if !stood_still {
             self.resume();
         }
-        let saved = saved.and_then(|saved| destination.complete().map(|()| saved));
+        let saved = saved.and_then(|saved| destination.finish().map(|()| saved));
         if saved.is_err() {
             destination.empty();
         }

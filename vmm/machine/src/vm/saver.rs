@@ -13,7 +13,10 @@ use crate::boot::Image;
 use crate::clock::{self, Nap};
 use crate::error::{StartError, host, kvm};
 use crate::memory::content::Pagemap;
-use crate::snapshot::{Destination, SaveError, Sum, VcpuError, VcpuState};
+use crate::snapshot::folder::Destination;
+use crate::snapshot::machine::Sum;
+use crate::snapshot::vcpu::{VcpuError, VcpuState};
+use crate::snapshot::write::SaveError;
 use crate::sync::lock;
 
 /// The time between two looks for what a vCPU thread is to do.

@@ -28,6 +28,7 @@ use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
 use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
 use crate::requirements;
+use crate::snapshot::opened::Snapshot;
 use crate::sync::lock;
 
 /// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
@@ -44,9 +45,10 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     }
     let (kvm, mut cpuid) = open_kvm(&config)?;
     let sums = || sums(&kernel, initrd.as_deref());
-    if let Some(snapshot) = &config.restore {
-        snapshot.check_machine(&config, sums())?;
-        cpuid = restored_cpuid(snapshot, &cpuid)?;
+    let restored = config.restore.as_ref().map(Snapshot::restored).transpose()?;
+    if let Some(restored) = &restored {
+        restored.check_machine(&config, sums())?;
+        cpuid = restored_cpuid(restored, &cpuid)?;
     }
     let saver = config.save.clone().map(|place| Saver::new(place, &kvm, sums())).transpose()?;
     // Before any thread is started: threads inherit the blocked signals.
@@ -56,18 +58,17 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
     let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
-    let snapshot = config.restore.clone();
-    if let Some(snapshot) = &snapshot {
-        restore_memory(snapshot, &memory)?;
+    if let Some(restored) = &restored {
+        restore_memory(restored, &memory)?;
     }
     let Console { sink, input, clients } = console::open(&mut config.console)?;
     let shared = Arc::new(VmShared::new(config, kernel, memory, sink, saver, started)?);
     let clients: Option<Subscriber> =
         clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new((kvm, cpuid), Arc::clone(&shared), initrd);
-    let vcpus = hardware.assemble(machine, snapshot.as_ref())?;
-    if let Some(snapshot) = snapshot {
-        restore_devices(&snapshot, &shared)?;
+    let vcpus = hardware.assemble(machine, restored.as_ref())?;
+    if let Some(restored) = restored {
+        restore_devices(&restored, &shared)?;
     }
     let hardware = Arc::new(Mutex::new(hardware));
     let config = &shared.config;

@@ -8,7 +8,9 @@ use std::thread::sleep;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Config, Duration, FORCED, Instant, Kernel, LIMIT, MIB, Size, StartError, Vm, kvm, locked_in};
-use crate::snapshot::{Destination, RestoreError, SaveError, Saved, Snapshot};
+use crate::snapshot::folder::Destination;
+use crate::snapshot::opened::{RestoreError, Snapshot};
+use crate::snapshot::write::{SaveError, Saved};
 
 /// xor ecx, ecx; again: inc ecx; mov [0x200000], ecx; out 0x80, al; jmp again
 const COUNTS: &[u8] = &[0x31, 0xc9, 0x41, 0x89, 0x0d, 0, 0, 0x20, 0, 0xe6, 0x80, 0xeb, 0xf5];

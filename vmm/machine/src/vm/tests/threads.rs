@@ -16,7 +16,7 @@ use super::super::{Beside, Companion, Purpose, VmHandle};
 use super::{Config, Confinement, Duration, Instant, Kernel, LIMIT, Vm, kvm};
 use crate::confine::FORBIDDEN;
 use crate::confine::rules::{Kind, Rule};
-use crate::snapshot::Destination;
+use crate::snapshot::folder::Destination;
 
 const NAME: &str = "each_thread_of_a_vm_has_the_filter_that_the_paper_says";
 const INNER: &str = "TIDEVM_TEST_THREAD";
