@@ -20,7 +20,7 @@
 //! | `snapshot` | a machine in a folder: its description, its state, and the content of its memory | when and in which order |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
-//! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `budget`, `limits` | the memory that the process's control group allows; limits that can be raised meanwhile | who uses it |
 //! | `requirements`, [`survey`] | what a VM needs of KVM; what a host has, for people | VMs |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
@@ -44,6 +44,7 @@ mod error;
 mod hint;
 #[cfg(feature = "hosted")]
 pub mod hosted;
+mod limits;
 mod memory;
 mod printable;
 mod process;

@@ -325,6 +325,15 @@ fn add_pmem_slots(pmem: &[(GuestRange, Arc<Mapping>)], slots: &mut dyn Slots) ->
 }
 
 #[cfg(test)]
+impl Memory {
+    /// The host addresses behind hotplug region `index`.
+    pub(crate) fn host_range_of_region(&self, index: usize) -> std::ops::Range<u64> {
+        let mapping = &self.region_mappings[index];
+        mapping.host_address()..mapping.host_address() + mapping.size()
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

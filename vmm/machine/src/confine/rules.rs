@@ -276,6 +276,8 @@ const EVENTS: &[Rule] = &[
     any(Sysno::accept4, "a client of the console, whose socket is open"),
     ioctl(&[(libc::FIONBIO as u32, "FIONBIO")], "a client of the console never makes a thread wait"),
     any(Sysno::read, "eventfds, timers, console input"),
+    any(Sysno::pread64, "limits of the host, while a driver waits for it"),
+    rule(Sysno::prlimit64, Check::OneOf(0, &[(0, "this process")]), "as pread64"),
     any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets, the times of statistics"),
     ioctl(
         &[(kvm(0x46, WRITE, size_of::<kvm_userspace_memory_region>()), "KVM_SET_USER_MEMORY_REGION")],

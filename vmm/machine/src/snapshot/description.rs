@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidevm_abi::cmdline::{INIT_POLICIES, InitPolicy};
+use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{Size, value_of, word_for};
 
 use crate::config::{BalloonConfig, Config, HotplugConfig, NodeConfig};
@@ -100,7 +100,7 @@ impl Description {
             memory_block: Size(self.memory_block),
             memmap_on_memory: self.memmap_on_memory,
             pcp_disable: self.pcp_disable,
-            init: value_of(INIT_POLICIES, &self.init).unwrap_or(InitPolicy::default()),
+            init: value_of(INIT_POLICIES, &self.init).unwrap_or_default(),
             ..base
         }
     }

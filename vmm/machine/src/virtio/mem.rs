@@ -296,4 +296,12 @@ fn refusal(answer: ResponseType, refused: Refused) -> Refusal {
 }
 
 #[cfg(test)]
+impl Mem {
+    /// How long the driver waits for the host, in milliseconds.
+    pub(crate) fn pause_ms(&self) -> Option<u32> {
+        self.device.retry_after_ms()
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -158,6 +158,11 @@ impl Devices {
         others.for_each(|(_, other)| lock(&other.device).cause_gone());
     }
 
+    /// A limit of the host was raised: drivers that wait for the host are told to try again.
+    pub(super) fn tell_all(&self) {
+        self.mem.iter().for_each(|mem| lock(&mem.device).cause_gone());
+    }
+
     /// Has the event loop look at all queues, as if each driver had notified.
     pub(super) fn kick_all(&self) {
         let mem = self.mem.iter().map(|mem| &mem.kick);

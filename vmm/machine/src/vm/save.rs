@@ -162,7 +162,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`SaveError`], with the VM, which goes on.
-    pub fn end_saved(self, embedder: &[u8]) -> Result<Saved, (Self, SaveError)> {
+    pub fn end_saved(self, embedder: &[u8]) -> Result<Saved, Box<(Self, SaveError)>> {
         let stood_still = self.state().paused;
         match self.stand_still().and_then(|()| self.save(embedder)) {
             Ok(saved) => {
@@ -173,7 +173,7 @@ impl Vm {
                 if !stood_still {
                     self.resume();
                 }
-                Err((self, error))
+                Err(Box::new((self, error)))
             }
         }
     }

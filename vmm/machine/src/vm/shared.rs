@@ -19,6 +19,7 @@ use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::limits::LimitFiles;
 use crate::memory::Memory;
 use crate::serial::Sink;
 use crate::state::{MemStatus, SharedState};
@@ -52,6 +53,8 @@ pub(super) struct VmShared {
     pub(super) over: AtomicBool,
     /// Asked whenever the guest may use more.
     pub(super) budget: Budget,
+    /// Looked at while a driver waits for the host.
+    pub(super) limits: LimitFiles,
     /// One entry per vCPU, counted over all resets.
     pub(super) exits: Vec<ExitCounters>,
     /// Id of the next call.
@@ -79,6 +82,7 @@ impl VmShared {
         let mem = vec![MemStatus::default(); config.hotplug.len()];
         let state = Arc::new(SharedState::new(started, mem));
         let stop = Arc::default();
+        let budget = Budget::of_process();
         let devices = Devices::new(&config, &memory, &state, sink, &stop)?;
         Ok(Self {
             bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
@@ -88,7 +92,8 @@ impl VmShared {
             saver,
             pause: Pause::new(config.cpus.into(), Arc::clone(&state)),
             over: AtomicBool::new(false),
-            budget: Budget::of_process(),
+            limits: LimitFiles::open(&budget),
+            budget,
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             next_call: AtomicU32::new(FIRST_CALL),
             started,

@@ -22,6 +22,7 @@ mod embedder;
 mod look;
 mod pause;
 mod ports;
+mod raised;
 mod refused;
 mod reset;
 mod save;

@@ -70,7 +70,8 @@ fn save_or_stop<V: VmControl>(
     let Some(remember) = remember else { return (None, Some(vm.stop(limit))) };
     match vm.end_saved(remember) {
         Ok(saved) => (Some(Ok(saved)), None),
-        Err((vm, error)) => {
+        Err(failed) => {
+            let (vm, error) = *failed;
             let why = format!("the machine was not saved: {error}");
             (Some(Err(why)), Some(vm.stop(limit)))
         }

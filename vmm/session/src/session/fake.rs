@@ -691,10 +691,10 @@ impl VmControl for FakeVm {
         &self.remembered
     }
 
-    fn end_saved(self, remember: &[u8]) -> Result<Saved, (Self, SaveError)> {
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>> {
         assert!(self.state.borrow().ready.is_some() || self.nature.foreign, "a guest that is not up");
         if self.nature.saves != Some(true) {
-            return Err((self, SaveError::StillRunning(Duration::from_secs(5))));
+            return Err(Box::new((self, SaveError::StillRunning(Duration::from_secs(5)))));
         }
         *self.snapshot.borrow_mut() = remember.to_vec();
         Ok(Saved { path: "/snapshots/one".into(), content: Size::mib(12) })

@@ -113,7 +113,7 @@ pub trait VmControl {
     ///
     /// # Errors
     /// [`SaveError`], with the VM, which goes on.
-    fn end_saved(self, remember: &[u8]) -> Result<Saved, (Self, SaveError)>
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>>
     where
         Self: Sized;
 
@@ -213,7 +213,7 @@ impl VmControl for Vm {
         VmHandle::remembered(self)
     }
 
-    fn end_saved(self, remember: &[u8]) -> Result<Saved, (Self, SaveError)> {
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>> {
         Vm::end_saved(self, remember)
     }
 

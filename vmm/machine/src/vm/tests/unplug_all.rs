@@ -85,14 +85,14 @@ impl HostCalls {
 }
 
 /// The driver of the VM's virtio-mem device.
-struct Driver {
+pub(super) struct Driver {
     ring: Ring,
-    device: Arc<Mutex<Mem>>,
+    pub(super) device: Arc<Mutex<Mem>>,
     backing: Arc<Mutex<RegionMemory>>,
 }
 
 impl Driver {
-    fn new(vm: &Vm) -> Self {
+    pub(super) fn new(vm: &Vm) -> Self {
         let ring = Ring::new(&vm.shared.memory, MIB);
         let mem = &vm.shared.devices.mem[0];
         let (device, backing) = (Arc::clone(&mem.device), Arc::clone(&mem.backing));
@@ -117,12 +117,22 @@ impl Driver {
 
     /// An UNPLUG_ALL for the event loop.
     fn unplug_all(&mut self) {
-        self.offer(RequestKind::UnplugAll, 0, 0);
+        self.send(RequestKind::UnplugAll, 0, 0);
+    }
+
+    /// A request for the event loop.
+    pub(super) fn send(&mut self, kind: RequestKind, block: u64, nb_blocks: u16) {
+        self.offer(kind, block, nb_blocks);
         write(&mut *lock(&self.device), VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     }
 
+    /// How many answers there are, and the last one.
+    pub(super) fn answers(&self) -> (u16, [u8; 2]) {
+        (self.ring.used(), self.ring.bytes(self.ring.place(1), 2).try_into().unwrap())
+    }
+
     fn assert_acknowledged(&self) {
-        assert_eq!(self.ring.bytes(self.ring.place(1), 2), [0, 0], "ACK");
+        assert_eq!(self.answers().1, [0, 0], "ACK");
     }
 }
 
