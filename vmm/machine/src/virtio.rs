@@ -56,23 +56,6 @@ impl Transport {
         effect
     }
 
-    /// Takes on the registers of `state`, and raises the interrupt that was pending: whether the driver had it by then is not
-    /// known, and an interrupt without a reason does nothing.
-    ///
-    /// # Errors
-    /// [`RegistersError`]; the device cannot be used.
-    pub fn restore<M>(&mut self, view: M, state: &RegistersState) -> Result<(), RegistersError>
-    where
-        M: Deref<Target = View>,
-    {
-        let usable = |start, size| view.check_range(GuestAddress(start), size, Permissions::ReadWrite);
-        self.registers.restore(state, usable)?;
-        if self.registers.is_interrupt_pending() {
-            self.raise();
-        }
-        Ok(())
-    }
-
     /// Tells the driver of the buffers that went back since the last call, if it wants to be told of those of one of
     /// the queues.
     pub fn notify_used(&mut self) {
@@ -144,6 +127,23 @@ impl Transport {
         if let Err(error) = self.interrupt.write(1) {
             log::debug!("interrupt not raised: {error}");
         }
+    }
+
+    /// Takes on the registers of `state`, and raises the interrupt that was pending: whether the driver had it by then is not
+    /// known, and an interrupt without a reason does nothing.
+    ///
+    /// # Errors
+    /// [`RegistersError`]; the device cannot be used.
+    pub fn restore<M>(&mut self, view: M, state: &RegistersState) -> Result<(), RegistersError>
+    where
+        M: Deref<Target = View>,
+    {
+        let usable = |start, size| view.check_range(GuestAddress(start), size, Permissions::ReadWrite);
+        self.registers.restore(state, usable)?;
+        if self.registers.is_interrupt_pending() {
+            self.raise();
+        }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ pub const TESTS: &[Test] = &[
     ("a_machine_without_a_script_is_saved_when_a_signal_ends_it", a_signal_saves_a_machine_without_a_script),
     (
         "a_disk_that_is_full_keeps_a_machine_from_being_saved_and_nothing_is_left",
-        a_disk_that_is_full_keeps_a_machine_from_being_saved,
+        a_disk_that_is_full_keeps_a_machine_from_being_saved_and_nothing_is_left,
     ),
 ];
 
@@ -120,7 +120,7 @@ fn a_signal_saves_a_machine_without_a_script() {
 }
 
 /// A file system of 256 KiB.
-fn a_disk_that_is_full_keeps_a_machine_from_being_saved() {
+fn a_disk_that_is_full_keeps_a_machine_from_being_saved_and_nothing_is_left() {
     const NAME: &str = "a_disk_that_is_full_keeps_a_machine_from_being_saved_and_nothing_is_left";
     let folder = folder("tiny");
     let mount = format!("mount -t tmpfs -o size=256k tmpfs '{}'", folder.display());
