@@ -35,6 +35,8 @@ mod pmem;
 mod probes;
 #[path = "sessions/resets.rs"]
 mod resets;
+#[path = "sessions/snapshots.rs"]
+mod snapshots;
 #[path = "sessions/stacks.rs"]
 mod stacks;
 #[path = "sessions/switches.rs"]
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         pmem::TESTS,
         probes::TESTS,
         resets::TESTS,
+        snapshots::TESTS,
         stacks::TESTS,
         switches::TESTS,
         targets::TESTS,

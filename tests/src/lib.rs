@@ -143,8 +143,16 @@ pub fn locked_in<T: Send>(
 /// When the script has an error, or the VM or its guest does not start.
 pub fn run(config: Config, script: &str) -> Session {
     let script = Script::parse("test", script).unwrap_or_else(|errors| panic!("{errors}"));
+    run_script(config, &script)
+}
+
+/// [`run`], of a script that was read.
+///
+/// # Panics
+/// When the script does not fit the machine, or the VM or its guest does not start.
+pub fn run_script(config: Config, script: &Script) -> Session {
     script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
-    let record = locked_in(config, Vec::new(), |vm| tidevm_session::record(vm, &script));
+    let record = locked_in(config, Vec::new(), |vm| tidevm_session::record(vm, script));
     let Record { boot, steps, summary } = record.unwrap_or_else(|error| panic!("no machine: {error}"));
     let boot = boot.unwrap_or_else(|| panic!("the guest never came up: {:?}", summary.ended));
     Session { boot, steps, summary }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use virtio_mem::blocks::BlockBitmap;
+use virtio_mem::device::{Begun, StateError};
 use virtio_mem::{
     Action, BlockState, Config, Device, DeviceConfig, DeviceState, Driver, DriverConfig, Idle, IdleReason,
     Outcome, Request, RequestKind, Response, ResponseType,
@@ -418,7 +419,11 @@ impl World {
     /// The device serves a request. D8, D9: only UNPLUG_ALL may change the usable region.
     fn serve(&mut self, request: Request) -> Response {
         let before = self.device.config();
-        let response = self.device.handle(&request.to_bytes(), &mut self.host);
+        let response = if self.random.chance(50) {
+            self.serve_in_halves(request)
+        } else {
+            self.device.handle(&request.to_bytes(), &mut self.host)
+        };
         let after = self.device.config();
         self.guest.forget_unplugged(self.device.plugged());
         self.remember(format!("    the device to {request:x?}: {:?}", response.kind));
@@ -433,6 +438,25 @@ impl World {
             _ => assert_eq!(before, after, "what is refused changes nothing"),
         }
         Response::from_bytes(&response.to_bytes())
+    }
+
+    /// The same, with a look at the device between the halves: nothing is seen of the request there, and the device has no
+    /// state that could be saved, whether the host has done its part or not.
+    fn serve_in_halves(&mut self, request: Request) -> Response {
+        let before = (self.device.config(), self.device.config_generation());
+        let change = match self.device.begin(&request.to_bytes()) {
+            Begun::Answer(response) => return response,
+            Begun::Change(change) => change,
+        };
+        assert_eq!(self.device.state(), Err(StateError::Changing));
+        let outcome = change.apply(&mut self.host);
+        assert_eq!(self.device.state(), Err(StateError::Changing));
+        assert_eq!((self.device.config(), self.device.config_generation()), before);
+        let response = self.device.commit(change, outcome).expect("no reset comes between");
+        if self.random.chance(10) {
+            self.save_and_restore();
+        }
+        response
     }
 
     fn remember(&mut self, line: String) {

@@ -13,6 +13,7 @@ mod page;
 mod pages;
 mod prompt;
 mod quiet;
+mod served;
 mod sized;
 mod source;
 mod top;
@@ -21,7 +22,6 @@ mod verdicts;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,17 +35,20 @@ use cli::{
 use lean::Lean;
 use prompt::History;
 use quiet::Quiet;
+use served::{Api, identity};
 use source::{STDIN, Source, Steps, greet};
 use tidevm_abi::Counted;
-use tidevm_api::{Control, ControlError, Draft, Identity, open_to_append};
+use tidevm_api::{Control, ControlError, Draft, open_to_append};
 use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
-use tidevm_machine::{Config, Confinement, Seccomp, StartError, Vm, is_refusal, printable, room_to_start};
+use tidevm_machine::{
+    Config, Confinement, Destination, Seccomp, Snapshot, StartError, Vm, is_refusal, printable, room_to_start,
+};
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
 use tidevm_session::table::Table;
-use tidevm_session::{Both, Ended, Observer, Summary};
+use tidevm_session::{Both, Ended, Observer, Remembered, Summary};
 use tidevm_sizer::{Sizer, Wish};
 
 fn main() -> ExitCode {
@@ -124,7 +127,7 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         Action::Experiment(options) => run_experiments(&options),
         Action::Judge(options) => Ok(judge::run(&options)?),
         Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
-            let script = read(&file)?;
+            let script = read(&file, &Remembered::default())?;
             let steps = Counted(script.steps(), "step");
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)
@@ -161,16 +164,18 @@ fn start_log(options: &Logging) -> anyhow::Result<()> {
 
 /// `tidevm run`, of which `account` is told.
 fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
-    account.start(config(options, false).as_ref().ok()).context(OutputClosed)?;
-    let steps = steps(options)?;
+    let snapshot = options.restore.as_deref().map(Snapshot::open).transpose().map_err(StartError::from);
+    let known = snapshot.as_ref().ok().and_then(Option::as_ref);
+    account.start(config(options, false, known).as_ref().ok()).context(OutputClosed)?;
+    let snapshot = snapshot?;
+    let remembered = snapshot.as_ref().map(Remembered::of).unwrap_or_default();
+    let steps = steps(options, &remembered)?;
     let interactive = matches!(steps, Steps::Typed(_));
-    let config = Config { resets: steps.resets(), interactive, ..config(options, interactive)? };
+    let config = config(options, interactive, snapshot.as_ref())?;
+    let save = options.save.as_deref().map(Destination::make).transpose()?;
+    let config = Config { resets: steps.resets(), interactive, save, ..config };
     greet(&config);
-    let api = options.api_sock.as_deref().map(|path| Api {
-        path,
-        id: &options.id,
-        metrics: options.metrics_listen,
-    });
+    let api = Api::of(options);
     run(config, steps, account, api, options.auto)
 }
 
@@ -184,22 +189,22 @@ fn report(options: &ReportPage) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn config(options: &Run, prompt: bool) -> anyhow::Result<Config> {
-    options.config(prompt).map_err(|conflict| anyhow!("{conflict}"))
+fn config(options: &Run, prompt: bool, snapshot: Option<&Snapshot>) -> anyhow::Result<Config> {
+    options.config(prompt, snapshot).map_err(|conflict| anyhow!("{conflict}"))
 }
 
-/// What the options say that the machine is to do.
-fn steps(options: &Run) -> anyhow::Result<Steps> {
+/// What the options say that a machine with the workloads `remembered` is to do.
+fn steps(options: &Run, remembered: &Remembered) -> anyhow::Result<Steps> {
     Ok(match options.script.as_deref() {
         None if options.allows_prompt() && prompt::has_person() => Steps::Typed(History::open()),
         None => Steps::None,
         Some(file) if file.as_os_str() == "-" => Steps::Piped,
-        Some(file) => Steps::Whole(read(file)?),
+        Some(file) => Steps::Whole(read(file, remembered)?),
     })
 }
 
-/// Reads and parses a whole script, before anything is started.
-fn read(file: &Path) -> anyhow::Result<Script> {
+/// Reads and parses a whole script, for a machine with the workloads `remembered`, before anything is started.
+fn read(file: &Path, remembered: &Remembered) -> anyhow::Result<Script> {
     let (name, bytes) = if file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).context("cannot read the script from standard input")?;
@@ -210,7 +215,7 @@ fn read(file: &Path) -> anyhow::Result<Script> {
         (name, bytes)
     };
     let text = String::from_utf8(bytes).with_context(|| format!("the script {name} is no text"))?;
-    Ok(Script::parse(&name, &text)?)
+    Ok(Script::parse_after(&name, &text, remembered)?)
 }
 
 /// Runs the experiments that `options` name, and gives the exit status.
@@ -247,16 +252,6 @@ fn run_experiments(options: &Experiment) -> anyhow::Result<u8> {
         Some(Halt::Signal(signal)) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
         None => Ok(u8::from(!verdicts.iter().all(Verdict::passed))),
     }
-}
-
-/// What clients are served.
-struct Api<'a> {
-    /// The path of their socket.
-    path: &'a Path,
-    /// The name of the machine.
-    id: &'a str,
-    /// Where metrics are served too.
-    metrics: Option<SocketAddr>,
 }
 
 /// Runs a machine, with an API and sized automatically if it shall be so.
@@ -308,11 +303,6 @@ fn run(
         return observe(start(config)?, source, &mut Both(table, events));
     }
     observe(start(config)?, source, &mut table)
-}
-
-/// What answers as the machine `id`.
-fn identity(id: &str) -> Identity {
-    Identity { id: id.to_owned(), version: env!("CARGO_PKG_VERSION") }
 }
 
 /// `tidevm` without a subcommand: waits for clients to configure and start a machine, or starts that of the file, and runs it to its end.

@@ -38,6 +38,8 @@ mod report;
 mod serial;
 #[path = "cli/silent.rs"]
 mod silent;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "cli/top.rs"]
 mod top;
 #[path = "cli/typist.rs"]
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         .chain(ctl::HOSTED)
         .chain(json::HOSTED)
         .chain(report::HOSTED)
+        .chain(snapshots::HOSTED)
         .chain(top::HOSTED)
         .chain(deploy::HOSTED)
         .chain(habits::HOSTED)
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
         .chain(prompt::TESTS)
         .chain(serial::TESTS)
         .chain(silent::TESTS)
+        .chain(snapshots::TESTS)
         .chain(top::TESTS)
         .map(|test| trial(test, missing.as_ref()));
     libtest_mimic::run(&arguments, hosted.chain(on_kvm).collect()).exit_code()

@@ -35,6 +35,9 @@ pub struct End {
     pub stray_accesses: u64,
     /// Messages of the guest that were invalid or answered no call.
     pub bad_records: u64,
+    /// The folder of the snapshot, if the machine was saved in place of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
     /// Every vCPU, if the guest did not answer before the first step, or when it was to power off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vcpus: Vec<Vcpu>,

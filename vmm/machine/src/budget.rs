@@ -58,6 +58,12 @@ impl Budget {
         Self { limit, warned: AtomicBool::new(false) }
     }
 
+    /// The file that sets the limit, if there is one.
+    #[must_use]
+    pub fn limit_file(&self) -> Option<&Path> {
+        self.limit.as_ref().map(|limit| limit.file.as_path())
+    }
+
     /// The warning for a guest that may use `size` from now on, if that is more than is allowed and there was no
     /// warning yet.
     pub fn warning(&self, size: Size) -> Option<String> {

@@ -8,18 +8,21 @@ use std::path::PathBuf;
 
 use tidevm_abi::cmdline::OWN_KEYS;
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
-use virtio_mem::device::DEFAULT_EXTENT;
 
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
 use crate::memory::layout;
+use crate::snapshot::folder::Destination;
+use crate::snapshot::opened::Snapshot;
 use crate::socket::Listener;
 
 pub(crate) mod balloon;
+mod hotplug;
 mod kernel;
 mod numa;
 
 pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
+pub use hotplug::HotplugConfig;
 pub use numa::{NodeConfig, NumaError};
 pub use tidevm_abi::cmdline::InitPolicy;
 
@@ -86,6 +89,11 @@ pub struct Config {
     pub confinement: Confinement,
     /// The process moves here when its files are open, before it makes a thread: see [`Jail`].
     pub jail: Option<Jail>,
+    /// Where the machine can be saved, once.
+    pub save: Option<Destination>,
+    /// The snapshot from which the machine starts, in place of its kernel's first instruction. It is that of this machine
+    /// ([`Snapshot::config`]).
+    pub restore: Option<Snapshot>,
 }
 
 impl Default for Config {
@@ -110,32 +118,9 @@ impl Default for Config {
             interactive: false,
             confinement: Confinement::default(),
             jail: None,
+            save: None,
+            restore: None,
         }
-    }
-}
-
-/// A hotplug region and its virtio-mem device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HotplugConfig {
-    /// The region, a multiple of 128 MiB.
-    pub size: Size,
-    /// The device block, a power of two from 2 MiB to 128 MiB.
-    pub device_block: Size,
-    /// How much the device asks the guest to plug at boot, a multiple of `device_block`.
-    pub requested: Size,
-    /// NUMA node to which the guest adds the memory, up to [`MAX_NODE`]. The node may be empty at boot.
-    pub node: Option<u16>,
-    /// How far the usable part of the region reaches beyond what is requested, as far as there is region. The guest's
-    /// driver chooses whole memory blocks in it: two of the guest's memory blocks are enough.
-    pub extent: Size,
-}
-
-impl HotplugConfig {
-    /// A region of `size` with device blocks of 2 MiB. Nothing is requested at boot.
-    #[must_use]
-    pub const fn new(size: Size) -> Self {
-        let (device_block, extent) = (MIN_DEVICE_BLOCK, Size(DEFAULT_EXTENT));
-        Self { size, device_block, requested: Size(0), node: None, extent }
     }
 }
 
@@ -369,28 +354,6 @@ impl Config {
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.
     pub(crate) fn region_sizes(&self) -> impl Iterator<Item = Size> {
         self.hotplug.iter().map(|hotplug| hotplug.size).chain(self.pmem.iter().copied())
-    }
-}
-
-impl HotplugConfig {
-    fn validate(&self, device: usize) -> Result<(), ConfigError> {
-        let Self { size, device_block, requested, node, extent: _ } = *self;
-        if !is_memory_blocks(size) {
-            return Err(ConfigError::RegionUnaligned { device, size });
-        }
-        if !device_block.0.is_power_of_two() || !(MIN_DEVICE_BLOCK..=MEMORY_BLOCK).contains(&device_block) {
-            return Err(ConfigError::DeviceBlock { device, device_block });
-        }
-        if !requested.0.is_multiple_of(device_block.0) {
-            return Err(ConfigError::RequestedUnaligned { device, requested, device_block });
-        }
-        if requested > size {
-            return Err(ConfigError::RequestedTooLarge { device, requested, size });
-        }
-        if let Some(node) = node.filter(|&node| node > MAX_NODE) {
-            return Err(ConfigError::Node { device, node });
-        }
-        Ok(())
     }
 }
 

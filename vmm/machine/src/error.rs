@@ -11,6 +11,7 @@ use crate::confine::ConfinementError;
 use crate::confine::jail::JailError;
 use crate::hint;
 use crate::memory::MemoryError;
+use crate::snapshot::opened::RestoreError;
 use crate::socket::SocketError;
 
 /// Why a VM did not start.
@@ -76,6 +77,9 @@ pub enum StartError {
         /// KVM's error.
         error: io::Error,
     },
+    /// The snapshot cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The process cannot be locked in.
     #[error(transparent)]
     Confinement(#[from] ConfinementError),
@@ -101,6 +105,8 @@ impl StartError {
             Self::Boot(BootError::Unreadable { error, .. })
             | Self::Console { error, .. }
             | Self::ConsoleSocket(SocketError::Host { error, .. }) => is_refusal(error),
+            Self::Restore(RestoreError::Unreadable { error, .. }) => is_refusal(error),
+            Self::Restore(error) => matches!(error, RestoreError::Host { .. }),
             Self::Jail(error) => error.is_refusal(),
             Self::Config(_) | Self::Boot(_) | Self::ConsoleSocket(_) => false,
             Self::Memory(_)

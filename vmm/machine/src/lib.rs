@@ -17,9 +17,10 @@
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
+//! | `snapshot` | a machine in a folder: its description, its state, and the content of its memory | when and in which order |
 //! | `death`, `symbols`, `printable` | the text about a guest's death; text that a terminal may show | why it died |
 //! | `registers` | the registers of a vCPU, as they are shown | why they are shown |
-//! | `budget` | the memory that the process's control group allows | who uses it |
+//! | `budget`, `limits` | the memory that the process's control group allows; limits that can be raised meanwhile | who uses it |
 //! | `requirements`, [`survey`] | what a VM needs of KVM; what a host has, for people | VMs |
 //! | `clock` | the time in which this process has run | what it is measured for |
 //! | `hosted` (a feature) | parts without KVM, and failures of the host on demand, for tests of other packages | KVM |
@@ -43,12 +44,14 @@ mod error;
 mod hint;
 #[cfg(feature = "hosted")]
 pub mod hosted;
+mod limits;
 mod memory;
 mod printable;
 mod process;
 mod registers;
 mod requirements;
 mod serial;
+mod snapshot;
 pub mod socket;
 mod state;
 pub mod survey;
@@ -69,6 +72,10 @@ pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
 pub use process::{GRACE, give_code_back, room_to_start};
+pub use snapshot::folder::{Destination, FolderError};
+pub use snapshot::opened::{RestoreError, Snapshot};
+pub use snapshot::vcpu::VcpuError;
+pub use snapshot::write::{SaveError, Saved};
 pub use state::{
     BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
     WaitError,

@@ -28,6 +28,7 @@ use tidevm_abi::Size;
 
 use crate::sync::lock;
 
+pub mod content;
 pub mod held;
 pub mod host_calls;
 pub mod layout;
@@ -321,6 +322,15 @@ fn add_pmem_slots(pmem: &[(GuestRange, Arc<Mapping>)], slots: &mut dyn Slots) ->
         slots.add(range.start(), mapping, mapping.all()).map_err(refused)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Memory {
+    /// The host addresses behind hotplug region `index`.
+    pub(crate) fn host_range_of_region(&self, index: usize) -> std::ops::Range<u64> {
+        let mapping = &self.region_mappings[index];
+        mapping.host_address()..mapping.host_address() + mapping.size()
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use vm_superio::serial::{Error, SerialEvents};
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{Error, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -130,6 +131,43 @@ impl Serial {
         uart.events().in_buffer_empty();
     }
 
+    /// The registers and the input that the guest has not read.
+    #[must_use]
+    pub fn state(&self) -> SerialState {
+        let state = self.uart().state();
+        let divisor = [state.baud_divisor_low, state.baud_divisor_high];
+        let interrupts = [state.interrupt_enable, state.interrupt_identification];
+        let line = [state.line_control, state.line_status];
+        let modem = [state.modem_control, state.modem_status];
+        SerialState { divisor, interrupts, line, modem, scratch: state.scratch, input: state.in_buffer }
+    }
+
+    /// Takes on `state`. Output continues.
+    ///
+    /// # Errors
+    /// There is more input than fits, or the interrupt cannot be raised; nothing changed.
+    pub fn restore(&self, state: &SerialState) -> io::Result<()> {
+        let mut uart = self.uart();
+        let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
+        let registers = UartState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupts[0],
+            interrupt_identification: state.interrupts[1],
+            line_control: state.line[0],
+            line_status: state.line[1],
+            modem_control: state.modem[0],
+            modem_status: state.modem[1],
+            scratch: state.scratch,
+            in_buffer: state.input.clone(),
+        };
+        let mut new = Uart::from_state(&registers, line, drained, Output::default())
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        *new.writer_mut() = std::mem::take(uart.writer_mut());
+        *uart = new;
+        Ok(())
+    }
+
     /// The last lines of output, [`printable`].
     #[must_use]
     pub fn tail(&self) -> String {
@@ -159,6 +197,18 @@ impl Serial {
     fn uart(&self) -> MutexGuard<'_, Uart<Line, Drained, Output>> {
         lock(&self.uart)
     }
+}
+
+/// The UART on its way to another process: its registers in pairs (low and high, enable and identification, control and
+/// status), and its input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupts: [u8; 2],
+    line: [u8; 2],
+    modem: [u8; 2],
+    scratch: u8,
+    input: Vec<u8>,
 }
 
 /// Where the guest's output goes. The writers must return [`io::ErrorKind::Interrupted`] when a signal ends a

@@ -5,6 +5,7 @@
 //! ended, and the child removes the socket, unless another socket has its name by then.
 #![expect(unsafe_code, reason = "umask, fork, and the calls of a child that has nothing else")]
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, ErrorKind, PipeWriter, Read};
 use std::os::fd::{AsRawFd, RawFd};
@@ -158,7 +159,7 @@ fn keep(path: &Path) -> io::Result<PipeWriter> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(writer);
-            leave_everything(reader.as_raw_fd());
+            leave_everything(reader.as_raw_fd(), c"tidevm-socket");
             // Nothing is ever written: the pipe ends when the last process closes it.
             let mut byte = [0];
             while matches!(reader.read(&mut byte), Err(error) if error.kind() == ErrorKind::Interrupted) {}
@@ -173,8 +174,8 @@ fn keep(path: &Path) -> io::Result<PipeWriter> {
     }
 }
 
-/// The child keeps nothing of its parent's: no terminal, no signals, no descriptors but `pipe`.
-fn leave_everything(pipe: libc::c_int) {
+/// A child called `name` keeps nothing of its parent's: no terminal, no signals, no descriptors but `pipe`. It takes no lock.
+pub(crate) fn leave_everything(pipe: libc::c_int, name: &CStr) {
     let (before, after) = (pipe as libc::c_uint, pipe as libc::c_uint);
     // SAFETY: the calls take no pointers but a name that ends with a zero byte. No descriptor is used after it is closed: the
     // child uses `pipe` alone.
@@ -183,7 +184,7 @@ fn leave_everything(pipe: libc::c_int) {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
             libc::signal(signal, libc::SIG_IGN);
         }
-        libc::prctl(libc::PR_SET_NAME, c"tidevm-socket".as_ptr());
+        libc::prctl(libc::PR_SET_NAME, name.as_ptr());
         if before > 0 {
             libc::syscall(libc::SYS_close_range, 0, before - 1, 0);
         }

@@ -32,6 +32,7 @@ mod answers;
 mod balloon;
 mod changes;
 mod refusal;
+mod saved;
 mod settled;
 mod wait_error;
 

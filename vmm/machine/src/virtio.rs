@@ -22,7 +22,7 @@ pub mod mem;
 pub mod mmio;
 
 use chain::{Chain, ChainError};
-use mmio::{Effect, Registers};
+use mmio::{Effect, Registers, RegistersError, RegistersState};
 
 /// How a device and its driver reach each other: registers, queues and an interrupt line.
 #[derive(Debug)]
@@ -127,6 +127,23 @@ impl Transport {
         if let Err(error) = self.interrupt.write(1) {
             log::debug!("interrupt not raised: {error}");
         }
+    }
+
+    /// Takes on the registers of `state`, and raises the interrupt that was pending: whether the driver had it by then is not
+    /// known, and an interrupt without a reason does nothing.
+    ///
+    /// # Errors
+    /// [`RegistersError`]; the device cannot be used.
+    pub fn restore<M>(&mut self, view: M, state: &RegistersState) -> Result<(), RegistersError>
+    where
+        M: Deref<Target = View>,
+    {
+        let usable = |start, size| view.check_range(GuestAddress(start), size, Permissions::ReadWrite);
+        self.registers.restore(state, usable)?;
+        if self.registers.is_interrupt_pending() {
+            self.raise();
+        }
+        Ok(())
     }
 }
 

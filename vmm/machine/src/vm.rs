@@ -17,6 +17,8 @@
 //! | `signals` | the thread for termination signals |
 //! | `companion` | threads of the embedder that are locked in with the VM |
 //! | `pause` | a guest that stands still |
+//! | `saver`, `save` | where a machine can be saved, and the states of its vCPUs; what is saved when |
+//! | `restore` | in which order the parts of a snapshot come back |
 //! | `console` | where the serial port leads |
 
 use std::ops::Deref;
@@ -45,6 +47,9 @@ mod input;
 mod kvm_run;
 mod look;
 mod pause;
+mod restore;
+mod save;
+mod saver;
 mod shared;
 mod signals;
 mod sipi;

@@ -147,6 +147,7 @@ fn end(summary: &Summary) -> Event {
         resets: summary.resets,
         stray_accesses: summary.stray_accesses,
         bad_records: summary.bad_records,
+        saved: summary.saved.as_ref().map(|saved| saved.path.to_string_lossy().into_owned()),
         vcpus: summary.vcpus.iter().map(vcpu).collect(),
     }))
 }

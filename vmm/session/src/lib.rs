@@ -6,14 +6,17 @@
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
 //! | `session` | runs the steps of a script on a running VM | how anything is shown |
+//! | `remembered` | workloads in a snapshot | VMs |
 //! | [`script`] | text to steps, every error with its line and column | VMs |
 //! | [`table`], [`json`] | show a session, to people and to programs | VMs |
 
 pub mod json;
+mod remembered;
 pub mod script;
 mod session;
 pub mod table;
 
+pub use remembered::Remembered;
 pub use session::{
     ANSWER_DEADLINE, BOOT_DEADLINE, Blocks, Booted, Both, DeviceSample, Ended, Line, Lines, Manner, Observer,
     POWER_OFF_DEADLINE, RESIZE_DEADLINE, Rate, Record, Sample, StepFailure, StepRun, Stopped, Summary,

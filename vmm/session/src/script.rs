@@ -15,6 +15,8 @@ use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
 use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
 
+use crate::remembered::Remembered;
+
 pub use live::LiveScript;
 pub(crate) use names::Workloads;
 
@@ -110,6 +112,14 @@ impl Script {
     /// # Errors
     /// All wrong lines.
     pub fn parse(file: &str, text: &str) -> Result<Script, ScriptErrors> {
+        Self::parse_after(file, text, &Remembered::default())
+    }
+
+    /// [`Script::parse`], for a machine that was saved with workloads.
+    ///
+    /// # Errors
+    /// All wrong lines.
+    pub fn parse_after(file: &str, text: &str, remembered: &Remembered) -> Result<Script, ScriptErrors> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut reader = Reader::default();
         for (index, line) in text.lines().enumerate() {
@@ -119,7 +129,7 @@ impl Script {
         }
         let (body, mut errors) = reader.finish();
         if errors.is_empty() {
-            errors = names::check(&body, &mut Workloads::default());
+            errors = names::check(&body, &mut Workloads::remembered(remembered));
         }
         let script = Script { file: file.to_owned(), body, lines: text.lines().map(str::to_owned).collect() };
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }

@@ -31,10 +31,11 @@
 //! at the end the VM is stopped without a request to the guest.
 //!
 //! Invariants: the session knows a VM only as a [`VmControl`], and shows nothing itself. Each step is told to
-//! the [`Observer`] once, and the VM is stopped once.
+//! the [`Observer`] once, and the VM is stopped once, or saved.
 
 mod blocks;
 mod deadline;
+mod ending;
 mod expect;
 mod fails;
 mod failure;
@@ -59,7 +60,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{End, GRACE, Ready, STOP_LIMIT, State, WaitError};
+use tidevm_machine::{GRACE, Ready, STOP_LIMIT, State, WaitError};
 
 use deadline::Work;
 pub use deadline::{ANSWER_DEADLINE, BOOT_DEADLINE, RESIZE_DEADLINE, resize_deadline};
@@ -74,6 +75,7 @@ pub use vm_control::VmControl;
 use watch::Watch;
 use workload::Workloads;
 
+use crate::remembered::Remembered;
 use crate::script::{Script, Statement, Step, count_steps};
 
 /// Longest time until the guest has powered off after it was asked to. Then the VM is ended by force, and a guest that
@@ -146,8 +148,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     fn new(vm: V, observer: &'s mut O) -> Self {
         Session {
             start: vm.started(),
+            workloads: Workloads::recall(Remembered::from_bytes(vm.remembered()), vm.now()),
             vm,
-            workloads: Workloads::default(),
             answer: Cell::default(),
             listed: RefCell::default(),
             watch: Watch::new(observer),
@@ -345,52 +347,5 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Err(WaitError::Deadline { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn end(self, result: Result<(), SessionError>) -> io::Result<Summary> {
-        let Session { vm, watch, mut summary, silent, start, .. } = self;
-        let observer = watch.into_observer();
-        summary.total = vm.now() - start;
-        summary.exits = vm.exits().into_iter().sum();
-        let state = vm.state();
-        (summary.stray_accesses, summary.bad_records) = (state.stray_accesses, state.bad_records);
-        summary.resets = state.resets;
-        let error = if let Err(SessionError::Step(error)) = &result { Some(error) } else { None };
-        // A step has told of its vCPUs itself.
-        let vcpus = if summary.steps == 0 { look_at_silent(&vm, error) } else { Vec::new() };
-        let mut end = vm.stop(silence::limit_of_end(silent, error));
-        summary.vcpus = match &mut end {
-            End::Forced { vcpus, .. } if !error.is_some_and(silence::is_silent) => std::mem::take(vcpus),
-            _ => vcpus,
-        };
-        let mut output = Ok(());
-        let ended = match result {
-            Ok(()) if summary.failed == 0 => Ended::Done,
-            Ok(()) => Ended::Failed { reason: None },
-            Err(SessionError::Output(error)) => {
-                let reason = Some(error.to_string());
-                output = Err(error);
-                Ended::Failed { reason }
-            }
-            Err(SessionError::Script(errors)) => Ended::Misread(errors),
-            Err(SessionError::Step(error)) => match error.failure() {
-                StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
-                StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },
-                failure => Ended::Failed { reason: Some(failure.to_string()) },
-            },
-        };
-        summary.ended = match (ended, end) {
-            (ended @ Ended::Died(_), _) => ended,
-            (_, End::Died(death)) => Ended::Died(death),
-            (Ended::Done, End::Forced { asked: true, .. }) => {
-                let reason = "the guest did not power off when asked, and was ended".to_owned();
-                Ended::Failed { reason: Some(reason) }
-            }
-            (ended, End::PoweredOff | End::Forced { .. }) => ended,
-        };
-        // The end is told also when something before it could not be.
-        let told = observer.end(&summary);
-        output.and(told)?;
-        Ok(summary)
     }
 }

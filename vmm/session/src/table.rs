@@ -312,7 +312,7 @@ fn ending(summary: &Summary) -> String {
     let (steps, failed) = (summary.steps, summary.failed);
     let counted = Counted(steps, "step");
     let time = seconds(summary.total);
-    match &summary.ended {
+    let ended = match &summary.ended {
         Ended::Done => format!("{counted} done in {time}"),
         Ended::Failed { reason: None } => format!("{failed} of {counted} failed in {time}"),
         Ended::Failed { reason: Some(reason) } => {
@@ -321,6 +321,10 @@ fn ending(summary: &Summary) -> String {
         Ended::Misread(_) => format!("ended after {counted} in {time}: a line is wrong"),
         Ended::Died(_) => format!("the guest died after {counted} in {time}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {counted} in {time}"),
+    };
+    match &summary.saved {
+        None => ended,
+        Some(saved) => format!("{ended}; saved in {}, {} of memory", saved.path.display(), saved.content),
     }
 }
 

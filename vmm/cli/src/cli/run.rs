@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use tidevm_abi::{MEMORY_BLOCK_SIZE, Size};
-use tidevm_machine::config::DEFAULT_MEMORY;
-use tidevm_machine::{BalloonConfig, Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig};
+use tidevm_abi::Size;
+use tidevm_machine::{
+    BalloonConfig, Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig, Snapshot,
+};
 use tidevm_sizer::Wish;
 
 use super::confine::{Filter, confinement};
@@ -15,12 +16,12 @@ use super::values::{DEFAULT_ID, console, hotplug, id, init_policy, metrics_addre
 /// `tidevm run`.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u8,
-    /// Boot memory: 512M, 2G, 2GiB or bytes
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY, value_parser = size)]
-    memory: Size,
+    /// vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// Boot memory: 512M, 2G, 2GiB or bytes [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<Size>,
     /// A NUMA node and its part of boot memory and vCPUs; once per node, in their order
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
     numa: Vec<NodeConfig>,
@@ -46,18 +47,24 @@ pub struct Run {
     /// Appended to the kernel's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// When the guest initialises struct pages: eager, deferred or lazy
-    #[arg(long, value_name = "POLICY", default_value_t, value_parser = init_policy)]
-    init: InitPolicy,
-    /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G
-    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_BLOCK_SIZE), value_parser = str::parse::<Size>)]
-    memory_block: Size,
-    /// Whether the memmap of added memory lies in the added memory
-    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
-    memmap_on_memory: Switch,
-    /// Whether per-CPU lists are disabled while a range goes offline
-    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true, default_value_t = Switch::On)]
-    pcp_disable: Switch,
+    /// When the guest initialises struct pages: eager, deferred or lazy [default: lazy]
+    #[arg(long, value_name = "POLICY", value_parser = init_policy)]
+    init: Option<InitPolicy>,
+    /// The unit in which the guest adds and removes memory: a power of two from 128M to 2G [default: 128M]
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Size>)]
+    memory_block: Option<Size>,
+    /// Whether the memmap of added memory lies in the added memory [default: on]
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true)]
+    memmap_on_memory: Option<Switch>,
+    /// Whether per-CPU lists are disabled while a range goes offline [default: on]
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true)]
+    pcp_disable: Option<Switch>,
+    /// Save the machine in this folder in place of its end; the folder is not there yet, or is empty
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Start from the snapshot in this folder. The machine is that of the snapshot: options that describe another one are refused
+    #[arg(long, value_name = "DIR")]
+    pub restore: Option<PathBuf>,
     /// What to do with the machine, one command per line; - for standard input
     #[arg(long, value_name = "FILE|-")]
     pub script: Option<PathBuf>,
@@ -116,11 +123,12 @@ impl Run {
         self.script.is_none() && !self.json && self.console != Some(ConsoleMode::Stdio)
     }
 
-    /// The VM that the options describe, with or without a `prompt`.
+    /// The VM that the options describe, with or without a `prompt`. With a `snapshot` it is the saved one, except for what the
+    /// options say.
     ///
     /// # Errors
     /// Two options use the same stream.
-    pub fn config(&self, prompt: bool) -> Result<Config, String> {
+    pub fn config(&self, prompt: bool, snapshot: Option<&Snapshot>) -> Result<Config, String> {
         let usual = if prompt { ConsoleMode::Off } else { ConsoleMode::Stderr };
         let console = self.console.clone().unwrap_or(usual);
         if console == ConsoleMode::Stdio {
@@ -131,20 +139,7 @@ impl Run {
                 return Err("--console stdio and --script - both read standard input".to_owned());
             }
         }
-        Ok(Config {
-            cpus: self.cpus,
-            memory: self.memory,
-            numa: self.numa.clone(),
-            hotplug: self.hotplug.clone(),
-            pmem: self.pmem.clone(),
-            balloon: self.balloon,
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
-            cmdline: self.cmdline.clone(),
-            memory_block: self.memory_block,
-            memmap_on_memory: self.memmap_on_memory == Switch::On,
-            pcp_disable: self.pcp_disable == Switch::On,
-            init: self.init,
+        let process = Config {
             console,
             reboot: !self.no_reboot,
             // The script says whether it resets the machine, and is not read yet.
@@ -152,7 +147,37 @@ impl Run {
             interactive: false,
             confinement: confinement(self.seccomp),
             jail: self.jail(),
-        })
+            restore: snapshot.cloned(),
+            ..Config::default()
+        };
+        Ok(self.machine(match snapshot {
+            Some(snapshot) => snapshot.config(process).map_err(|error| error.to_string())?,
+            None => process,
+        }))
+    }
+
+    /// `base`, with what the options say of the machine.
+    fn machine(&self, base: Config) -> Config {
+        fn given<T: Clone>(list: &[T], base: Vec<T>) -> Vec<T> {
+            if list.is_empty() { base } else { list.to_vec() }
+        }
+        let is_on = |switch: Option<Switch>, base| switch.map_or(base, |switch| switch == Switch::On);
+        Config {
+            cpus: self.cpus.unwrap_or(base.cpus),
+            memory: self.memory.unwrap_or(base.memory),
+            numa: given(&self.numa, base.numa),
+            hotplug: given(&self.hotplug, base.hotplug),
+            pmem: given(&self.pmem, base.pmem),
+            balloon: self.balloon.or(base.balloon),
+            kernel: self.kernel.clone().or(base.kernel),
+            initrd: self.initrd.clone().or(base.initrd),
+            cmdline: self.cmdline.clone().or(base.cmdline),
+            memory_block: self.memory_block.unwrap_or(base.memory_block),
+            memmap_on_memory: is_on(self.memmap_on_memory, base.memmap_on_memory),
+            pcp_disable: is_on(self.pcp_disable, base.pcp_disable),
+            init: self.init.unwrap_or(base.init),
+            ..base
+        }
     }
 }
 
@@ -171,7 +196,7 @@ mod tests {
     fn config(options: &str) -> Result<Config, String> {
         let words = ["tidevm", "run"].into_iter().chain(options.split_whitespace());
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.action {
-            Some(Action::Run(run)) => run.config(false),
+            Some(Action::Run(run)) => run.config(false, None),
             action => panic!("{action:?}"),
         }
     }
@@ -213,6 +238,8 @@ mod tests {
             interactive: false,
             confinement: Confinement { seccomp: Seccomp::Log, ..Confinement::STRICT },
             jail: Some(Jail { folder: "/j".into(), uid: 7, gid: 8 }),
+            save: None,
+            restore: None,
         };
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G \

@@ -16,11 +16,20 @@ use kvm_bindings::{
 };
 use syscalls::Sysno;
 
+mod saves;
+mod starter;
+
+use saves::{SESSION_SAVES, VCPU_SAVES};
+use starter::STARTER;
+
 /// What a thread is for. Each kind has a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Runs a vCPU.
-    Vcpu,
+    Vcpu {
+        /// [`crate::Config::save`] is given.
+        saves: bool,
+    },
     /// The event loop. A VM that can be reset makes machines of KVM there.
     Events {
         /// [`crate::Config::reboot`] or [`crate::Config::resets`].
@@ -31,7 +40,10 @@ pub enum Kind {
     /// Waits for the end of the grace after a signal.
     Grace,
     /// The thread that started the VM, from then on.
-    Session,
+    Session {
+        /// [`crate::Config::save`] is given.
+        saves: bool,
+    },
     /// Answers the clients of a control plane, whose listening socket is open.
     Api,
     /// Sizes the VM by what its guest uses.
@@ -44,13 +56,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
-        Self::Vcpu,
+    pub const ALL: [Self; 12] = [
+        Self::Vcpu { saves: false },
+        Self::Vcpu { saves: true },
         Self::Events { resets: false },
         Self::Events { resets: true },
         Self::Signals,
         Self::Grace,
-        Self::Session,
+        Self::Session { saves: false },
+        Self::Session { saves: true },
         Self::Api,
         Self::Sizer,
         Self::Input,
@@ -61,12 +75,14 @@ impl Kind {
     #[must_use]
     pub const fn own(self) -> &'static [&'static [Rule]] {
         match self {
-            Self::Vcpu => &[VCPU],
+            Self::Vcpu { saves: false } => &[VCPU],
+            Self::Vcpu { saves: true } => &[VCPU, VCPU_SAVES],
             Self::Events { resets: false } => &[EVENTS],
             Self::Events { resets: true } => &[EVENTS, RESETS],
             Self::Signals => &[SIGNALS],
             Self::Grace => &[GRACE],
-            Self::Session => &[SESSION],
+            Self::Session { saves: false } => &[SESSION],
+            Self::Session { saves: true } => &[SESSION, SESSION_SAVES],
             Self::Api => &[API],
             Self::Sizer => &[SIZER],
             Self::Input => &[INPUT],
@@ -83,12 +99,14 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Vcpu => "vcpu",
+            Self::Vcpu { saves: false } => "vcpu",
+            Self::Vcpu { saves: true } => "vcpu with saves",
             Self::Events { resets: false } => "events",
             Self::Events { resets: true } => "events with resets",
             Self::Signals => "signals",
             Self::Grace => "grace",
-            Self::Session => "session",
+            Self::Session { saves: false } => "session",
+            Self::Session { saves: true } => "session with saves",
             Self::Api => "api",
             Self::Sizer => "sizer",
             Self::Input => "input",
@@ -258,6 +276,8 @@ const EVENTS: &[Rule] = &[
     any(Sysno::accept4, "a client of the console, whose socket is open"),
     ioctl(&[(libc::FIONBIO as u32, "FIONBIO")], "a client of the console never makes a thread wait"),
     any(Sysno::read, "eventfds, timers, console input"),
+    any(Sysno::pread64, "limits of the host, while a driver waits for it"),
+    rule(Sysno::prlimit64, Check::OneOf(0, &[(0, "this process")]), "as pread64"),
     any(Sysno::timerfd_settime, "the retry of a driver, the pause between resets, the times of statistics"),
     ioctl(
         &[(kvm(0x46, WRITE, size_of::<kvm_userspace_memory_region>()), "KVM_SET_USER_MEMORY_REGION")],
@@ -355,40 +375,5 @@ const INPUT: &[Rule] = &[
             (TCSETSW2, "TCSETSW2"),
         ],
         "the line editor sets the terminal and asks for its size",
-    ),
-];
-
-const STARTER: &[Rule] = &[
-    any(Sysno::rt_sigtimedwait, "the thread for the grace of a VM"),
-    any(Sysno::clone3, "threads of a VM and of its session"),
-    any(Sysno::clone, "as clone3, for older C libraries"),
-    any(Sysno::rseq, "a thread that starts"),
-    any(Sysno::set_robust_list, "a thread that starts"),
-    any(Sysno::set_tid_address, "a thread that starts"),
-    any(Sysno::prlimit64, "the size of a stack; core dumps are off"),
-    any(Sysno::openat, "/dev/kvm, /proc, results; Landlock bounds which"),
-    any(Sysno::fstat, "results"),
-    any(Sysno::newfstatat, "results"),
-    any(Sysno::statx, "results"),
-    any(Sysno::lseek, "results"),
-    any(Sysno::fcntl, "copies of descriptors"),
-    any(Sysno::eventfd2, "events of a VM"),
-    any(Sysno::timerfd_create, "timers of a VM"),
-    any(Sysno::signalfd4, "termination signals"),
-    any(Sysno::epoll_create1, "the loops of a VM"),
-    any(Sysno::rt_sigaction, "signal handlers of a VM"),
-    any(Sysno::prctl, "names of threads; the confinement of a VM"),
-    any(Sysno::seccomp, "the confinement of a VM"),
-    any(Sysno::capget, "the confinement of a VM"),
-    any(Sysno::capset, "the confinement of a VM"),
-    any(Sysno::landlock_create_ruleset, "the confinement of a VM"),
-    any(Sysno::landlock_restrict_self, "the confinement of a VM"),
-    ioctl(
-        &[
-            (kvm(0x00, NONE, 0), "KVM_GET_API_VERSION"),
-            (kvm(0x03, NONE, 0), "KVM_CHECK_EXTENSION"),
-            (kvm(0x05, READ | WRITE, size_of::<kvm_cpuid2>()), "KVM_GET_SUPPORTED_CPUID"),
-        ],
-        "the start of a VM",
     ),
 ];

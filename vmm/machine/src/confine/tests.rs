@@ -145,7 +145,7 @@ fn a_forbidden_call_of_each_kind_of_thread_ends_the_process_with_its_name() {
 fn a_call_that_is_only_logged_is_made() {
     if env::var_os(INNER).is_some() {
         // SAFETY: the call has no requirements.
-        call_in(Kind::Vcpu, Seccomp::Log, || unsafe { assert!(libc::getppid() > 0) });
+        call_in(Kind::Vcpu { saves: false }, Seccomp::Log, || unsafe { assert!(libc::getppid() > 0) });
     }
     let output = apart("a_call_that_is_only_logged_is_made", "");
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
@@ -164,7 +164,7 @@ fn a_report_that_nothing_reads_holds_no_process_up() {
             libc::fcntl(full, libc::F_SETFL, 0);
             libc::dup2(full, libc::STDERR_FILENO);
         }
-        call_in(Kind::Vcpu, Seccomp::On, move || {
+        call_in(Kind::Vcpu { saves: false }, Seccomp::On, move || {
             make(libc::SYS_getppid, [0; 4]);
             drop(reader);
         });
@@ -178,7 +178,7 @@ fn a_report_that_nothing_reads_holds_no_process_up() {
 fn a_sigsys_from_elsewhere_reports_no_call() {
     if env::var_os(INNER).is_some() {
         // SAFETY: the signal ends the process.
-        call_in(Kind::Vcpu, Seccomp::On, || unsafe {
+        call_in(Kind::Vcpu { saves: false }, Seccomp::On, || unsafe {
             let _ = libc::raise(libc::SIGSYS);
         });
     }
@@ -192,7 +192,7 @@ fn a_forbidden_call_leaves_the_terminal_as_it_was() {
     const NAME: &str = "a_forbidden_call_leaves_the_terminal_as_it_was";
     if env::var_os(INNER).is_some() {
         let _terminal = crate::process::Terminal::take().unwrap().unwrap();
-        call_in(Kind::Vcpu, Seccomp::On, || make(libc::SYS_getppid, [0; 4]));
+        call_in(Kind::Vcpu { saves: false }, Seccomp::On, || make(libc::SYS_getppid, [0; 4]));
     }
     let (mut person, mut program) = (0, 0);
     // SAFETY: the call writes to the two descriptors; the other pointers may be null.

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_report_names_thread_filter_and_call() {
         assert_eq!(
-            text(b"vcpu12\0\0\0", Some(Kind::Vcpu), 16),
+            text(b"vcpu12\0\0\0", Some(Kind::Vcpu { saves: false }), 16),
             "seccomp: thread vcpu12 (filter vcpu) made the forbidden system call ioctl (16), arguments 0x1 0xae80 \
              0xffffffffffffffff; docs/confinement.md has the allowed ones\n"
         );

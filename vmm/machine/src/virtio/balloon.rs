@@ -35,10 +35,12 @@ use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
 mod counters;
+mod saved;
 mod stats;
 
 pub(crate) use counters::ReportCounters;
 pub use counters::ReportCounts;
+pub use saved::BalloonState;
 pub(crate) use stats::Asks;
 
 /// `VIRTIO_BALLOON_F_STATS_VQ`.

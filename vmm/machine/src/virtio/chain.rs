@@ -108,6 +108,12 @@ impl Chain {
         Ok(Some(chain))
     }
 
+    /// A chain that was taken before, of which nothing but its index is left: it can go back.
+    #[must_use]
+    pub fn of_head(head: u16) -> Self {
+        Self { head, request: Vec::new(), response: Vec::new() }
+    }
+
     /// The chain's index for the used ring.
     #[must_use]
     pub fn head(&self) -> u16 {

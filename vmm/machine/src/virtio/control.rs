@@ -11,13 +11,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tidevm_abi::{Call, MAX_RECORD, Report, decode, encode};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Memory;
 use crate::state::SharedState;
-use crate::virtio::mmio::{Effect, Registers};
+use crate::virtio::mmio::{Effect, Registers, RegistersError, RegistersState};
 use crate::virtio::{RegisterDevice, Transport};
 
 /// Most calls that may wait for the guest to read them.
@@ -42,6 +43,13 @@ pub struct Control {
     state: Arc<SharedState>,
     unread: VecDeque<Call>,
     kicks: [EventFd; 2],
+}
+
+/// The channel on its way to another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlState {
+    registers: RegistersState,
+    unread: Vec<Call>,
 }
 
 /// The guest has not read [`MAX_UNREAD`] calls.
@@ -82,6 +90,25 @@ impl Control {
     /// First part of a system reset: there is no driver. Calls that are still made wait.
     pub fn disconnect(&mut self) {
         self.transport.registers.reset();
+    }
+
+    /// The channel now.
+    #[must_use]
+    pub fn state(&self) -> ControlState {
+        ControlState {
+            registers: self.transport.registers.state(),
+            unread: self.unread.iter().copied().collect(),
+        }
+    }
+
+    /// Takes on `state`. Of the calls that wait, no more are taken than may wait.
+    ///
+    /// # Errors
+    /// [`RegistersError`]; the device cannot be used.
+    pub fn restore(&mut self, state: &ControlState) -> Result<(), RegistersError> {
+        self.transport.restore(self.memory.view(), &state.registers)?;
+        self.unread = state.unread.iter().copied().take(MAX_UNREAD).collect();
+        Ok(())
     }
 
     /// Last part of a system reset: the guest that could have answered the calls that wait is gone.

@@ -9,17 +9,14 @@
 //! it, in [`Mem::publish`] alone.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tidevm_abi::Size;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_mem::device::{Busy, Device, DeviceConfig, Refusal as Why, Refused};
-use virtio_mem::wire::{
-    F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, REQUESTED_SIZE_OFFSET, RESPONSE_SIZE, Request, Response,
-    ResponseType,
-};
+use virtio_mem::wire::{F_UNPLUGGED_INACCESSIBLE, REQUESTED_SIZE_OFFSET, ResponseType};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::HotplugConfig;
@@ -30,12 +27,16 @@ use crate::virtio::{RegisterDevice, Transport};
 
 mod backing;
 mod requests;
+mod saved;
+mod serving;
 mod target;
 
-use backing::RegionMemory;
+pub use backing::RegionMemory;
 
 pub(crate) use requests::RequestCounters;
 pub use requests::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
+pub use saved::MemState;
+pub use serving::serve;
 pub use target::Target;
 
 /// Most requests that a driver can have in the queue.
@@ -57,7 +58,10 @@ const TURN: Duration = Duration::from_millis(5);
 pub struct Mem {
     transport: Transport,
     device: Device,
-    region: RegionMemory,
+    memory: Arc<Memory>,
+    /// Its index, which is that of its region.
+    index: usize,
+    backing: Arc<Mutex<RegionMemory>>,
     state: Arc<SharedState>,
     kick: EventFd,
     target: Arc<Target>,
@@ -70,6 +74,8 @@ pub struct Mem {
     seen: Option<u32>,
     /// [`Served::retry_after`] was returned for the retry that is due.
     retry_announced: bool,
+    /// How many drivers are gone. Requests of an earlier driver are not answered.
+    driver: u64,
 }
 
 /// What remains to be done after the queue was served.
@@ -107,12 +113,14 @@ impl Mem {
         let bytes = device.config().to_bytes();
         let registers = Registers::new(VIRTIO_ID_MEM, device.features(), required, &[QUEUE_SIZE], &bytes)
             .map_err(io::Error::other)?;
-        let region = RegionMemory::new(memory, index);
+        let backing = RegionMemory::new(Arc::clone(&memory), index);
         let transport = Transport::new(registers, interrupt);
         let mut mem = Self {
             transport,
             device,
-            region,
+            memory,
+            index,
+            backing: Arc::new(Mutex::new(backing)),
             state,
             kick,
             target,
@@ -121,6 +129,7 @@ impl Mem {
             generation: 0,
             seen: None,
             retry_announced: false,
+            driver: 0,
         };
         mem.publish(None);
         Ok(mem)
@@ -136,6 +145,12 @@ impl Mem {
     #[must_use]
     pub(crate) fn counters(&self) -> Arc<RequestCounters> {
         Arc::clone(&self.counters)
+    }
+
+    /// What carries requests out. It is locked before the device, and as long as a request is under way: see [`serve`].
+    #[must_use]
+    pub fn backing(&self) -> Arc<Mutex<RegionMemory>> {
+        Arc::clone(&self.backing)
     }
 
     /// Takes the target that was set last, if there is a new one, and tells the driver. The same size again is a
@@ -183,79 +198,18 @@ impl Mem {
         // The driver that would be told is gone.
         self.take_target();
         self.transport.registers.reset();
+        self.driver += 1;
         self.device.reset();
         self.seen = None;
         self.transport.registers.set_config(&self.device.config().to_bytes());
         self.status()
     }
 
-    /// Serves requests in the queue, as many as are due in one turn of the event loop.
-    pub fn serve(&mut self) -> Served {
-        let mut served = Served { retry_after: None, freed: false, more: true };
-        let unplugged = self.device.counts().unplugged;
-        let start = Instant::now();
-        let driver = self.transport.registers.running();
-        self.retry_announced &= self.device.retry_after_ms().is_some();
-        self.apply_target();
-        for request in 0..self.transport.batch(0).min(REQUESTS_PER_TURN) {
-            if request > 0 && start.elapsed() >= self.turn {
-                break;
-            }
-            let memory = Arc::clone(&self.region.memory);
-            let Some(chain) = self.transport.pop(memory.view(), 0, REQUEST_SIZE, RESPONSE_SIZE) else {
-                served.more = false;
-                break;
-            };
-            let mut written = 0;
-            // A request without room for its answer is not served: its driver would never learn the result.
-            if chain.room() == RESPONSE_SIZE {
-                let response = self.handle(chain.request());
-                written = chain.write(&memory.view(), &response.to_bytes());
-            } else {
-                self.counters.refuse_chain();
-                self.publish(Some(format!("no room for an answer: {} bytes", chain.room()).into()));
-            }
-            self.transport.push(memory.view(), 0, &chain, written);
-            self.apply_target();
-        }
-        served.more &= self.transport.batch(0) > 0;
-        served.freed = unplugged != self.device.counts().unplugged;
-        if driver && !self.transport.registers.running() {
-            let broken = "the queue cannot be used; the driver has to reset the device";
-            // The driver has to reset the device first.
-            self.device.driver_gone();
-            self.counters.refuse_chain();
-            self.publish(Some(broken.to_owned().into()));
-        }
-        self.transport.notify_used();
-        // The pause begins with the first BUSY. A driver that asks on and on does not put its end off.
-        if let Some(ms) = self.device.retry_after_ms()
-            && !std::mem::replace(&mut self.retry_announced, true)
-        {
-            served.retry_after = Some(Duration::from_millis(ms.into()));
-        }
-        served
-    }
-
-    fn handle(&mut self, request: &[u8]) -> Response {
-        let start = Instant::now();
-        let response = self.device.handle(request, &mut self.region);
-        self.counters.answered(
-            Request::from_bytes(request).ok().map(|request| request.kind),
-            start.elapsed(),
-            self.device.counts(),
-        );
-        let refused = self.device.refused().filter(|_| response.kind != ResponseType::Ack);
-        let refusal = refused.map(|refused| refusal(response.kind, *refused));
-        self.publish(refusal);
-        response
-    }
-
     /// Derives from the device what others see: the configuration space that the driver reads, and the
     /// [`MemStatus`] in the shared state.
     fn publish(&mut self, refused: Option<Refusal>) {
         self.transport.registers.set_config(&self.device.config().to_bytes());
-        let index = self.region.index;
+        let index = self.index;
         self.state.change(|state| {
             let status = self.status();
             let mem = &mut state.mem[index];
@@ -313,11 +267,12 @@ impl RegisterDevice for Mem {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let memory = Arc::clone(&self.region.memory);
+        let memory = Arc::clone(&self.memory);
         match self.transport.write(|| memory.view(), offset, data) {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 if !self.transport.registers.running() {
+                    self.driver += 1;
                     self.seen = None;
                     self.device.driver_gone();
                 }
@@ -338,6 +293,14 @@ fn refusal(answer: ResponseType, refused: Refused) -> Refusal {
         why => (why, None),
     };
     Refusal { text: format!("{answer:?}: {}", Refused { why, ..refused }), host }
+}
+
+#[cfg(test)]
+impl Mem {
+    /// How long the driver waits for the host, in milliseconds.
+    pub(crate) fn pause_ms(&self) -> Option<u32> {
+        self.device.retry_after_ms()
+    }
 }
 
 #[cfg(test)]

@@ -27,8 +27,10 @@ use virtio_bindings::virtio_mmio::{
 use virtio_queue::{Error, Queue, QueueT};
 
 mod set_up;
+mod state;
 
 use set_up::SetUp;
+pub use state::{RegistersError, RegistersState};
 
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -194,6 +196,12 @@ impl Registers {
     pub fn set_needs_reset(&mut self) -> bool {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.set_config_interrupt()
+    }
+
+    /// Whether the device cannot go on before a reset.
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        self.has(VIRTIO_CONFIG_S_NEEDS_RESET)
     }
 
     /// Whether an interrupt is pending.

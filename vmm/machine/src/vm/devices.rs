@@ -18,7 +18,7 @@ use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 use crate::virtio::balloon::{Asks, Balloon, QUEUES, ReportCounters};
 use crate::virtio::control::Control;
-use crate::virtio::mem::{Mem, RequestCounters, Target};
+use crate::virtio::mem::{Mem, RegionMemory, RequestCounters, Target};
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
 /// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`; the balloon is the
@@ -43,7 +43,9 @@ pub(super) struct Devices {
 #[derive(Debug)]
 pub(super) struct MemDevice {
     pub(super) device: Arc<Mutex<Mem>>,
-    /// Set without the mutex of `device`, which is held while requests are served.
+    /// Held while requests are served. It is locked before `device`.
+    pub(super) backing: Arc<Mutex<RegionMemory>>,
+    /// Set without a wait for the mutex of `device`.
     pub(super) target: Arc<Target>,
     /// What is counted of its requests.
     pub(super) counters: Arc<RequestCounters>,
@@ -99,8 +101,8 @@ impl Devices {
             let device = Mem::new(index, hotplug, memory, state, share(&interrupt)?, share(&kick)?)
                 .map_err(host("make a virtio-mem device"))?;
             interrupts.push(interrupt);
-            let (target, counters) = (device.target(), device.counters());
-            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), target, counters, kick });
+            let (target, counters, backing) = (device.target(), device.counters(), device.backing());
+            mem.push(MemDevice { device: Arc::new(Mutex::new(device)), backing, target, counters, kick });
         }
         let mut balloon = None;
         if let Some(config) = config.balloon {
@@ -154,6 +156,23 @@ impl Devices {
     pub(super) fn tell_others(&self, index: usize) {
         let others = self.mem.iter().enumerate().filter(|(other, _)| *other != index);
         others.for_each(|(_, other)| lock(&other.device).cause_gone());
+    }
+
+    /// A limit of the host was raised: drivers that wait for the host are told to try again.
+    pub(super) fn tell_all(&self) {
+        self.mem.iter().for_each(|mem| lock(&mem.device).cause_gone());
+    }
+
+    /// Has the event loop look at all queues, as if each driver had notified.
+    pub(super) fn kick_all(&self) {
+        let mem = self.mem.iter().map(|mem| &mem.kick);
+        let balloon = self.balloon.iter().map(|balloon| &balloon.kick);
+        for kick in self.control_kicks.iter().chain(mem).chain(balloon) {
+            // Fails only when the counter is full. The event is pending then.
+            if let Err(error) = kick.write(1) {
+                log::debug!("event: {error}");
+            }
+        }
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.

@@ -14,7 +14,7 @@ use event_manager::{Error, EventManager, EventOps, EventSet, Events, MutEventSub
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::devices::{MemDevice, event, share};
+use super::devices::{event, share};
 use super::hardware::Hardware;
 use super::shared::VmShared;
 use crate::confine::Confinement;
@@ -27,6 +27,7 @@ use crate::sync::lock;
 use crate::virtio::control::{CALLS, REPORTS};
 
 mod balloon;
+mod mem;
 
 /// Least time from one reset to the next: a guest that resets without end must not keep the host busy with
 /// making machines of KVM. vCPUs that did not ask for the next reset run until it comes.
@@ -50,7 +51,7 @@ pub(super) fn start(sources: Sources) -> Result<EventLoop, StartError> {
     let share = || Arc::clone(&shared);
     let mut subscribers: Vec<Subscriber> = Vec::new();
     for index in 0..shared.devices.mem.len() {
-        subscribers.push(Box::new(MemQueue { shared: share(), index, timer: timer()? }));
+        subscribers.push(Box::new(mem::Queue::new(share(), index, timer()?)));
     }
     if shared.devices.balloon.is_some() {
         subscribers.push(Box::new(balloon::Queues::new(share(), timer()?)));
@@ -166,53 +167,6 @@ pub(super) fn clear(event: &EventFd) {
 fn expire(timer: &mut TimerFd) {
     if let Err(error) = timer.wait() {
         log::debug!("timer: {error}");
-    }
-}
-
-/// The queue of virtio-mem device `index`.
-struct MemQueue {
-    shared: Arc<VmShared>,
-    index: usize,
-    /// Ends when a driver that was answered BUSY is to be told to retry.
-    timer: TimerFd,
-}
-
-impl MemQueue {
-    const KICK: u32 = 0;
-    const TIMER: u32 = 1;
-
-    fn mem(&self) -> &MemDevice {
-        &self.shared.devices.mem[self.index]
-    }
-}
-
-impl MutEventSubscriber for MemQueue {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        listen(ops, &self.mem().kick, Self::KICK);
-        listen(ops, &self.timer, Self::TIMER);
-    }
-
-    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        if events.data() == Self::TIMER {
-            expire(&mut self.timer);
-            lock(&self.mem().device).retry();
-            return;
-        }
-        clear(&self.mem().kick);
-        let served = lock(&self.mem().device).serve();
-        // Without the device, whose registers vCPUs read.
-        self.shared.memory.remove_empty_slots();
-        if served.freed {
-            self.shared.devices.tell_others(self.index);
-        }
-        if let Some(after) = served.retry_after
-            && let Err(error) = self.timer.reset(after, None)
-        {
-            log::warn!("the driver is not told when to retry: {error}");
-        }
-        if served.more {
-            again(&self.mem().kick);
-        }
     }
 }
 

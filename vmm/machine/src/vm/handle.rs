@@ -21,6 +21,7 @@ use super::shared::VmShared;
 use super::{CallsUnread, NothingToPause, ResetRefused, ResizeError};
 use crate::clock;
 use crate::config::Config;
+use crate::snapshot::opened::Snapshot;
 use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
@@ -260,6 +261,12 @@ impl VmHandle {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.shared.config
+    }
+
+    /// What the embedder gave to [`VmHandle::save`] when this machine was saved; nothing for one that was not restored.
+    #[must_use]
+    pub fn remembered(&self) -> &[u8] {
+        self.shared.config.restore.as_ref().map_or(&[], Snapshot::embedder)
     }
 
     /// Boot memory.

@@ -4,8 +4,9 @@
 //! because such work is bounded and a look at the VM should show its result. The guest's time stamp counter runs on.
 //!
 //! A vCPU thread reads the wish before each entry into the guest. A kick brings it there, and is repeated until the
-//! thread has parked, because a kick between the reading and the entry is lost. A parked thread still answers looks and
-//! obeys a stop: both wake it, and it parks again if nothing else is asked.
+//! thread has parked, because a kick between the reading and the entry is lost. Before it parks, the thread lets KVM
+//! complete the last exit of its vCPU (`super::vcpu`). A parked thread still answers looks and saves and obeys a stop: each
+//! wakes it, and it parks again if nothing else is asked.
 //!
 //! A reset of the guest is carried out while it stands still, as QEMU's `system_reset` is, and the new guest stands still
 //! too: its vCPUs find the wish before they enter it for the first time.

@@ -13,11 +13,13 @@ use super::devices::{Devices, event};
 use super::exits::{ExitCounters, ExitCounts};
 use super::look::Looks;
 use super::pause::Pause;
+use super::saver::Saver;
 use crate::boot::Image;
 use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::limits::LimitFiles;
 use crate::memory::Memory;
 use crate::serial::Sink;
 use crate::state::{MemStatus, SharedState};
@@ -43,12 +45,16 @@ pub(super) struct VmShared {
     pub(super) looks: Looks,
     /// Whether the guest stands still.
     pub(super) pause: Pause,
+    /// What a save needs, if the machine can be saved.
+    pub(super) saver: Option<Saver>,
     /// While it is set, vCPUs leave the guest and wait for nothing, not even the console.
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
     pub(super) over: AtomicBool,
     /// Asked whenever the guest may use more.
     pub(super) budget: Budget,
+    /// Looked at while a driver waits for the host.
+    pub(super) limits: LimitFiles,
     /// One entry per vCPU, counted over all resets.
     pub(super) exits: Vec<ExitCounters>,
     /// Id of the next call.
@@ -58,7 +64,8 @@ pub(super) struct VmShared {
 }
 
 impl VmShared {
-    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`.
+    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`, and `saver` was
+    /// made for [`Config::save`].
     ///
     /// # Errors
     /// The host provides no event descriptors.
@@ -67,6 +74,7 @@ impl VmShared {
         kernel: Image,
         memory: Memory,
         sink: Sink,
+        saver: Option<Saver>,
         started: Instant,
     ) -> Result<Self, StartError> {
         let memory = Arc::new(memory);
@@ -74,15 +82,18 @@ impl VmShared {
         let mem = vec![MemStatus::default(); config.hotplug.len()];
         let state = Arc::new(SharedState::new(started, mem));
         let stop = Arc::default();
+        let budget = Budget::of_process();
         let devices = Devices::new(&config, &memory, &state, sink, &stop)?;
         Ok(Self {
             bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
             reset: event()?,
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),
+            saver,
             pause: Pause::new(config.cpus.into(), Arc::clone(&state)),
             over: AtomicBool::new(false),
-            budget: Budget::of_process(),
+            limits: LimitFiles::open(&budget),
+            budget,
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),
             next_call: AtomicU32::new(FIRST_CALL),
             started,

@@ -13,6 +13,8 @@ use super::devices::{event, share};
 use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::input::Input;
+use super::restore::{restore_devices, restore_memory, restored_cpuid};
+use super::saver::{Saver, sums};
 use super::shared::VmShared;
 use super::signals::Ending;
 use super::{Vm, VmHandle, signals};
@@ -26,6 +28,7 @@ use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
 use crate::process::{Signals, Terminal, prepare_grace, room_for_threads};
 use crate::requirements;
+use crate::snapshot::opened::Snapshot;
 use crate::sync::lock;
 
 /// Descriptors of a running VM that are opened late, besides one timer per device: each of the two loops' stop
@@ -40,7 +43,14 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     if kernel.is_own_guest() {
         config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
     }
-    let (kvm, cpuid) = open_kvm(&config)?;
+    let (kvm, mut cpuid) = open_kvm(&config)?;
+    let sums = || sums(&kernel, initrd.as_deref());
+    let restored = config.restore.as_ref().map(Snapshot::restored).transpose()?;
+    if let Some(restored) = &restored {
+        restored.check_machine(&config, sums())?;
+        cpuid = restored_cpuid(restored, &cpuid)?;
+    }
+    let saver = config.save.clone().map(|place| Saver::new(place, &kvm, sums())).transpose()?;
     // Before any thread is started: threads inherit the blocked signals.
     let (taken_signals, blocked_signals) =
         Signals::take(config.interactive).map_err(host("take over signals"))?;
@@ -48,12 +58,18 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
     let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
+    if let Some(restored) = &restored {
+        restore_memory(restored, &memory)?;
+    }
     let Console { sink, input, clients } = console::open(&mut config.console)?;
-    let shared = Arc::new(VmShared::new(config, kernel, memory, sink, started)?);
+    let shared = Arc::new(VmShared::new(config, kernel, memory, sink, saver, started)?);
     let clients: Option<Subscriber> =
         clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new((kvm, cpuid), Arc::clone(&shared), initrd);
-    let vcpus = hardware.assemble(machine)?;
+    let vcpus = hardware.assemble(machine, restored.as_ref())?;
+    if let Some(restored) = restored {
+        restore_devices(&restored, &shared)?;
+    }
     let hardware = Arc::new(Mutex::new(hardware));
     let config = &shared.config;
     let terminal = match config.console {
@@ -85,7 +101,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let handle = VmHandle { shared, hardware };
     let companions = companions.into_iter().map(|companion| companion::start(companion, &handle));
     let companions = companions.collect::<Result<Vec<_>, _>>()?;
-    confinement.filter(Kind::Session)?;
+    confinement.filter(Kind::Session { saves: handle.shared.saver.is_some() })?;
     lock(&handle.hardware).run(vcpus);
     let Config { cpus, memory, .. } = handle.shared.config;
     log::info!("the machine runs: vCPUs {cpus}, boot memory {memory}");

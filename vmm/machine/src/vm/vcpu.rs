@@ -106,7 +106,8 @@ impl Vcpus {
             let running = Arc::<AtomicBool>::default();
             let (shared, is_running) = (Arc::clone(&self.shared), Arc::clone(&running));
             let name = format!("vcpu{index}");
-            let thread = spawn(WHAT, name, self.shared.config.confinement, Kind::Vcpu, move |gate| {
+            let kind = Kind::Vcpu { saves: self.shared.saver.is_some() };
+            let thread = spawn(WHAT, name, self.shared.config.confinement, kind, move |gate| {
                 if gate.pass() {
                     serve(&vcpus, index, &shared, &is_running);
                 }
@@ -263,12 +264,20 @@ enum End {
 fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
     let counters: &ExitCounters = &shared.exits[index];
     let mut wait = SipiWait::of(vcpu);
-    let mut last_look = 0;
+    let (mut last_look, mut last_save) = (0, 0);
+    // Whether KVM has completed the last exit. A guest that stands still has no access half done, which could not be saved.
+    let mut settled = false;
     while !shared.stop.load(Ordering::Acquire) {
         shared.looks.answer(index, vcpu, &shared.memory, &mut last_look);
-        if shared.pause.hold(index) {
+        if let Some(saver) = &shared.saver {
+            saver.answer(index, vcpu, &mut last_save);
+        }
+        if settled && shared.pause.hold(index) {
             continue;
         }
+        let settling = !settled && shared.pause.is_wanted();
+        vcpu.set_kvm_immediate_exit(settling.into());
+        settled = false;
         let step = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) => {
                 let (width, data) = port_access(vcpu);
@@ -289,7 +298,11 @@ fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
                 (&counters.other, Access::Done, None)
             }
             Ok(VcpuExit::Intr) => (&counters.interrupted, Access::Done, None),
-            Err(error) if error.errno() == libc::EINTR => (&counters.interrupted, Access::Done, None),
+            Err(error) if error.errno() == libc::EINTR => {
+                // KVM completes the last exit before it obeys the wish not to enter, or asks for another access first.
+                settled = settling;
+                (&counters.interrupted, Access::Done, None)
+            }
             Err(error) if error.errno() == libc::EAGAIN => {
                 if !wait.explains_eagain_of(vcpu) {
                     count(&counters.other);

@@ -11,6 +11,7 @@ use tidevm_machine::Config;
 
 use super::names::{self, Workloads};
 use super::{Errors, Reader, ScriptErrors, Statement, locate, misfits};
+use crate::remembered::Remembered;
 
 /// Longest text of a `repeat` that comes line by line, in bytes.
 const MAX_OPEN: usize = 1 << 20;
@@ -32,10 +33,12 @@ pub struct LiveScript {
 }
 
 impl LiveScript {
-    /// A script without lines. `file` names it in messages, and its steps have to fit a machine of `config`.
+    /// A script without lines. `file` names it in messages, and its steps have to fit a machine of `config`, with
+    /// the workloads of the snapshot from which it starts.
     #[must_use]
     pub fn new(file: &str, config: Config) -> Self {
-        let (reader, workloads) = (Reader::default(), Workloads::default());
+        let remembered = config.restore.as_ref().map(Remembered::of).unwrap_or_default();
+        let (reader, workloads) = (Reader::default(), Workloads::remembered(&remembered));
         Self { file: file.to_owned(), config, reader, workloads, number: 0, open: Vec::new(), open_bytes: 0 }
     }
 

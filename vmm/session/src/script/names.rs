@@ -9,6 +9,7 @@ use tidevm_abi::command::{Churn, Command, Corrupt, Fails, Pmem, PmemHold};
 use tidevm_abi::{CorruptPart, Counted, Name};
 
 use super::{Statement, Step};
+use crate::remembered::Remembered;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -28,17 +29,26 @@ enum Kind {
 /// The workloads after the steps so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Workloads {
-    /// Their kinds, and the lines that started them.
+    /// Their kinds, and the lines that started them; 0 for those of a session before, in a snapshot.
     living: HashMap<Name, (Kind, usize)>,
     /// Those that a reset ended, with its line.
     reset: HashMap<Name, usize>,
 }
 
 impl Workloads {
+    /// The workloads of a session that saved its machine.
+    pub(crate) fn remembered(remembered: &Remembered) -> Self {
+        let workload = |(name, pages): (&Name, Option<u64>)| {
+            (name.clone(), (pages.map_or(Kind::Churn, |pages| Kind::Hog { pages }), 0))
+        };
+        Self { living: remembered.living().map(workload).collect(), reset: HashMap::new() }
+    }
+
     fn start(&mut self, name: &Name, kind: Kind, line: usize) -> Result<(), String> {
         self.reset.remove(name);
         match self.living.insert(name.clone(), (kind, line)) {
             None => Ok(()),
+            Some((_, 0)) => Err(format!("`{name}` is in use since before the snapshot; release it first")),
             Some((_, line)) => Err(format!("`{name}` is in use since line {line}; release it first")),
         }
     }

@@ -17,7 +17,7 @@ use tidevm_abi::{
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, RequestCounts,
-    ResetRefused, ResizeError, Size, State, VcpuReport, WaitError,
+    ResetRefused, ResizeError, SaveError, Saved, Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -64,6 +64,8 @@ pub(super) struct Nature {
     pub(super) stranded: u64,
     /// Pages that a release does not give back.
     pub(super) lose: u64,
+    /// Its machine is to be saved: whether there is room for it.
+    pub(super) saves: Option<bool>,
     /// It panics when it is asked to check.
     pub(super) panics: bool,
     /// It ignores a request to power off.
@@ -94,6 +96,7 @@ impl Default for Nature {
             corrupt: 0,
             stranded: 0,
             lose: 0,
+            saves: None,
             panics: false,
             deaf: false,
             dies_at_the_end: false,
@@ -148,6 +151,10 @@ pub(super) struct FakeVm {
     stops: Rc<RefCell<Vec<Duration>>>,
     /// Work amid a wait, so far.
     amid_waits: Rc<Cell<u32>>,
+    /// What the session that saved it has left.
+    remembered: Vec<u8>,
+    /// What this session leaves.
+    snapshot: Rc<RefCell<Vec<u8>>>,
 }
 
 impl FakeVm {
@@ -176,6 +183,8 @@ impl FakeVm {
             used: RefCell::default(),
             stops: Rc::default(),
             amid_waits: Rc::default(),
+            remembered: Vec::new(),
+            snapshot: Rc::default(),
         };
         if fake.nature.foreign {
             if !fake.nature.driverless {
@@ -213,6 +222,23 @@ impl FakeVm {
     /// How often there was work amid a wait, which outlives the VM.
     pub(super) fn amid_waits(&self) -> Rc<Cell<u32>> {
         Rc::clone(&self.amid_waits)
+    }
+
+    /// What a session leaves with its snapshot, which outlives the VM.
+    pub(super) fn snapshot(&self) -> Rc<RefCell<Vec<u8>>> {
+        Rc::clone(&self.snapshot)
+    }
+
+    /// The VM that comes from a snapshot: its guest is up, and holds so many pages by the handle 0.
+    pub(super) fn restored(nature: Nature, remembered: Vec<u8>, pages: u64) -> FakeVm {
+        let mut fake = Self::new(nature);
+        fake.remembered = remembered;
+        fake.state.borrow_mut().ready =
+            Some(Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(400) });
+        fake.events.borrow_mut().retain(|(_, event)| !matches!(event, Event::Ready));
+        fake.hogs.borrow_mut().insert(0, (pages, HogKind::Movable));
+        fake.used.borrow_mut().insert(0);
+        fake
     }
 
     fn look(&self) {
@@ -655,6 +681,23 @@ impl VmControl for FakeVm {
     fn vcpus(&self) -> Vec<VcpuReport> {
         self.look();
         vec![VcpuReport { vcpu: 0, seen: LookResult::Silent }]
+    }
+
+    fn saves(&self) -> bool {
+        self.nature.saves.is_some()
+    }
+
+    fn remembered(&self) -> &[u8] {
+        &self.remembered
+    }
+
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>> {
+        assert!(self.state.borrow().ready.is_some() || self.nature.foreign, "a guest that is not up");
+        if self.nature.saves != Some(true) {
+            return Err(Box::new((self, SaveError::StillRunning(Duration::from_secs(5)))));
+        }
+        *self.snapshot.borrow_mut() = remember.to_vec();
+        Ok(Saved { path: "/snapshots/one".into(), content: Size::mib(12) })
     }
 
     fn stop(self, limit: Duration) -> End {

@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, BlockRun, Command, Size, Stats, ZoneName};
-use tidevm_machine::{Death, ExitCounts, Ready, RequestCounts, VcpuReport};
+use tidevm_machine::{Death, ExitCounts, Ready, RequestCounts, Saved, VcpuReport};
 
 use super::failure::StepFailure;
 use crate::script::ScriptErrors;
@@ -201,6 +201,8 @@ pub struct Summary {
     pub bad_records: u64,
     /// Every vCPU, if the guest did not answer before the first step, or when it was to power off.
     pub vcpus: Vec<VcpuReport>,
+    /// The snapshot, if the machine was saved in place of its end.
+    pub saved: Option<Saved>,
 }
 
 /// How a session ended.

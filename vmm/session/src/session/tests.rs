@@ -13,6 +13,7 @@ use crate::script::Script;
 
 mod follow;
 mod reset;
+mod save;
 mod silent;
 mod watch;
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{
-    CallsUnread, End, ExitCounts, RequestCounts, ResetRefused, ResizeError, State, VcpuReport, Vm, VmHandle,
-    WaitError,
+    CallsUnread, End, ExitCounts, RequestCounts, ResetRefused, ResizeError, SaveError, Saved, State,
+    VcpuReport, Vm, VmHandle, WaitError,
 };
 
 /// A running VM.
@@ -103,6 +103,20 @@ pub trait VmControl {
     /// What each vCPU does now, of a guest that does not answer.
     fn vcpus(&self) -> Vec<VcpuReport>;
 
+    /// Whether the VM is to be saved in place of its end.
+    fn saves(&self) -> bool;
+
+    /// What was given to [`VmControl::end_saved`] when this VM was saved.
+    fn remembered(&self) -> &[u8];
+
+    /// Saves the VM in place of its end.
+    ///
+    /// # Errors
+    /// [`SaveError`], with the VM, which goes on.
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>>
+    where
+        Self: Sized;
+
     /// Ends the VM: the guest is asked to power off, and ended by force after `limit`.
     fn stop(self, limit: Duration) -> End;
 }
@@ -189,6 +203,18 @@ impl VmControl for Vm {
 
     fn vcpus(&self) -> Vec<VcpuReport> {
         VmHandle::vcpus(self)
+    }
+
+    fn saves(&self) -> bool {
+        self.config().save.is_some()
+    }
+
+    fn remembered(&self) -> &[u8] {
+        VmHandle::remembered(self)
+    }
+
+    fn end_saved(self, remember: &[u8]) -> Result<Saved, Box<(Self, SaveError)>> {
+        Vm::end_saved(self, remember)
     }
 
     fn stop(self, limit: Duration) -> End {

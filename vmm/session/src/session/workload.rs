@@ -12,7 +12,8 @@ use tidevm_abi::{Answer, CorruptPart, Counted, Failure, Handle, Name, Named, Op,
 use tidevm_machine::State;
 
 use super::failure::{Done, StepError, StepFailure, unfit};
-use super::{ANSWER_DEADLINE, Observer, Session, VmControl, Work, deadline};
+use super::{ANSWER_DEADLINE, FOREVER, Observer, Session, VmControl, Work, deadline};
+use crate::remembered::{Remembered, State as Saved};
 
 /// Added to the deadline of a race per cycle: several times the 50 ms that it takes on the slowest known host
 /// with more vCPUs than CPUs.
@@ -47,6 +48,38 @@ enum WorkloadState {
 }
 
 impl Workloads {
+    /// The workloads of the session that saved the machine, at the time `now`.
+    pub(super) fn recall(remembered: Remembered, now: Instant) -> Self {
+        let recall = |(name, state)| {
+            let state = match state {
+                Saved::Hog { pages, size } => WorkloadState::Hog { pages, size: Size(size) },
+                Saved::Empty => WorkloadState::Empty,
+                Saved::Churn { call, left } => WorkloadState::Churn { call, until: now + left.min(FOREVER) },
+                Saved::Ended => WorkloadState::Ended,
+                Saved::Lost => WorkloadState::Lost,
+            };
+            Workload { name, state }
+        };
+        Self(remembered.0.into_iter().map(recall).collect())
+    }
+
+    /// The workloads, for the session that restores the machine.
+    pub(super) fn remember(&self, now: Instant) -> Remembered {
+        let remember = |workload: &Workload| {
+            let state = match workload.state {
+                WorkloadState::Hog { pages, size } => Saved::Hog { pages, size: size.0 },
+                WorkloadState::Empty => Saved::Empty,
+                WorkloadState::Churn { call, until } => {
+                    Saved::Churn { call, left: until.saturating_duration_since(now) }
+                }
+                WorkloadState::Ended => Saved::Ended,
+                WorkloadState::Lost => Saved::Lost,
+            };
+            (workload.name.clone(), state)
+        };
+        Remembered(self.0.iter().map(remember).collect())
+    }
+
     /// The name of the workload with this handle, whether it has ended or not.
     fn name_of(&self, handle: Handle) -> Option<&Name> {
         self.0.get(handle as usize).map(|workload| &workload.name)

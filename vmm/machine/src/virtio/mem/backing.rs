@@ -19,9 +19,9 @@ const WARNING_PERIOD: Duration = Duration::from_secs(60);
 
 /// The memory of one region, as the [`Backing`] of the device.
 #[derive(Debug)]
-pub(super) struct RegionMemory {
-    pub(super) memory: Arc<Memory>,
-    pub(super) index: usize,
+pub struct RegionMemory {
+    memory: Arc<Memory>,
+    index: usize,
     /// The host refused, and nothing has succeeded since. Only the first refusal is logged, because a guest may ask
     /// without end.
     failed: bool,

@@ -1,7 +1,7 @@
 //! A device's target on its way from the embedder to the device.
 //!
-//! The device's mutex is held while requests are served, for as long as the host takes. An embedder that sets a
-//! target must not wait for that. So it leaves the target here. It applies the target itself if the device is
+//! The device's mutex is held for moments while requests are served, and as long as the machine is saved. An embedder that
+//! sets a target must not wait for that. So it leaves the target here. It applies the target itself if the device is
 //! free. Otherwise the event loop applies it before the next request.
 //!
 //! A target gets its generation when the device takes it, because the generation belongs to the configuration that

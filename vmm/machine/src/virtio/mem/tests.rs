@@ -2,6 +2,7 @@
 
 mod chains;
 mod notifications;
+mod serving;
 mod target;
 mod turns;
 
@@ -16,13 +17,14 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_STATUS,
 };
 use virtio_mem::device::ResizeError;
-use virtio_mem::wire::{Config, Request, RequestKind};
+use virtio_mem::wire::{Config, REQUEST_SIZE, RESPONSE_SIZE, Request, RequestKind};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::backing::MAX_WARNINGS;
 use super::*;
 use crate::memory::fake::{FakeSlots, memory};
 use crate::memory::layout::HOLE_END;
+use crate::sync::lock;
 use crate::virtio::fake::{Buffer, Ring, initialise, interrupts, read, write};
 
 const MIB: u64 = 1 << 20;

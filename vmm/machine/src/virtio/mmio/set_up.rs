@@ -4,6 +4,7 @@
 //! before it, so a driver's ring of 17 entries would be served as one of 128. Here every value is kept as it was
 //! written, and [`SetUp::apply`] gives all of them to the queue or none.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 
 /// Bytes of one descriptor, of an entry of the driver's ring, and of one of the device's ring (2.7.5 to 2.7.8).
@@ -16,7 +17,7 @@ const HEADER: [u64; 3] = [0, 6, 6];
 const ALIGN: [u64; 3] = [16, 2, 4];
 
 /// The size and the addresses of a queue, as the driver wrote them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SetUp {
     size: u32,
     /// The descriptor table, the driver's ring, the device's ring.

@@ -16,14 +16,16 @@ use super::super::{Beside, Companion, Purpose, VmHandle};
 use super::{Config, Confinement, Duration, Instant, Kernel, LIMIT, Vm, kvm};
 use crate::confine::FORBIDDEN;
 use crate::confine::rules::{Kind, Rule};
+use crate::snapshot::folder::Destination;
 
 const NAME: &str = "each_thread_of_a_vm_has_the_filter_that_the_paper_says";
 const INNER: &str = "TIDEVM_TEST_THREAD";
 
 /// The rows of the table, each with a thread and the way in which it is started. A row may have several.
-const CASES: [(&str, &str, &str); 13] = [
+const CASES: [(&str, &str, &str); 15] = [
     ("`vcpu0`, `vcpu1`, ...", "vcpu0", "no resets"),
     ("`vcpu0`, `vcpu1`, ...", "vcpu1", "reboot"),
+    ("`vcpu0`, `vcpu1`, ... with `--save`", "vcpu1", "saves"),
     ("`events` under `--no-reboot`, if the script has no `reset`", "events", "no resets"),
     ("`events` otherwise", "events", "reboot"),
     ("`events` otherwise", "events", "resets"),
@@ -31,6 +33,7 @@ const CASES: [(&str, &str, &str); 13] = [
     ("`grace`", "grace", "reboot"),
     ("main; in experiments `session`", "session", "reboot"),
     ("main; in experiments `session`", "session", "no resets"),
+    ("main with `--save`", "session", "saves"),
     ("`api`, with `--api-sock`", "api", "reboot"),
     ("`sizer`, with `--auto` or `--api-sock`", "sizer", "reboot"),
     ("`input`, with `--script -` or a prompt", "input", "reboot"),
@@ -59,7 +62,10 @@ fn start_threads(start: &str) {
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]);
     let (reboot, resets) = (start == "reboot", start == "resets");
     let confinement = Confinement::STRICT;
-    let config = Config { cpus: 2, reboot, resets, confinement, ..kernel.config() };
+    let folder = env::temp_dir().join(format!("tidevm-threads-{}", id()));
+    // The child removes it at the end.
+    let save = (start == "saves").then(|| Destination::make(&folder).unwrap());
+    let config = Config { cpus: 2, reboot, resets, confinement, save, ..kernel.config() };
     let starter = start == "no VM";
     let body = move || {
         let companion = |name, purpose| Companion { name, purpose, body: Box::new(serve) };

@@ -19,7 +19,7 @@ use crate::process::{BlockedSignals, GRACE, ONE_WISH};
 use crate::state::WaitError;
 use crate::sync::lock;
 use crate::virtio::fake::{Buffer, Ring, initialise, write};
-use crate::virtio::mem::Mem;
+use crate::virtio::mem::{Mem, RegionMemory, serve};
 
 const GIB: u64 = 1 << 30;
 const BLOCK: u64 = 2 * MIB;
@@ -85,17 +85,19 @@ impl HostCalls {
 }
 
 /// The driver of the VM's virtio-mem device.
-struct Driver {
+pub(super) struct Driver {
     ring: Ring,
-    device: Arc<Mutex<Mem>>,
+    pub(super) device: Arc<Mutex<Mem>>,
+    backing: Arc<Mutex<RegionMemory>>,
 }
 
 impl Driver {
-    fn new(vm: &Vm) -> Self {
+    pub(super) fn new(vm: &Vm) -> Self {
         let ring = Ring::new(&vm.shared.memory, MIB);
-        let device = Arc::clone(&vm.shared.devices.mem[0].device);
+        let mem = &vm.shared.devices.mem[0];
+        let (device, backing) = (Arc::clone(&mem.device), Arc::clone(&mem.backing));
         initialise(&mut *lock(&device), 1 << F_UNPLUGGED_INACCESSIBLE, &[&ring]);
-        Self { ring, device }
+        Self { ring, device, backing }
     }
 
     fn offer(&mut self, kind: RequestKind, block: u64, nb_blocks: u16) {
@@ -109,18 +111,28 @@ impl Driver {
     /// A request that is served at once, by this thread.
     fn ask(&mut self, kind: RequestKind, block: u64, nb_blocks: u16) {
         self.offer(kind, block, nb_blocks);
-        lock(&self.device).serve();
+        serve(&*self.device, &mut *lock(&self.backing));
         self.assert_acknowledged();
     }
 
     /// An UNPLUG_ALL for the event loop.
     fn unplug_all(&mut self) {
-        self.offer(RequestKind::UnplugAll, 0, 0);
+        self.send(RequestKind::UnplugAll, 0, 0);
+    }
+
+    /// A request for the event loop.
+    pub(super) fn send(&mut self, kind: RequestKind, block: u64, nb_blocks: u16) {
+        self.offer(kind, block, nb_blocks);
         write(&mut *lock(&self.device), VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     }
 
+    /// How many answers there are, and the last one.
+    pub(super) fn answers(&self) -> (u16, [u8; 2]) {
+        (self.ring.used(), self.ring.bytes(self.ring.place(1), 2).try_into().unwrap())
+    }
+
     fn assert_acknowledged(&self) {
-        assert_eq!(self.ring.bytes(self.ring.place(1), 2), [0, 0], "ACK");
+        assert_eq!(self.answers().1, [0, 0], "ACK");
     }
 }
 
@@ -166,15 +178,15 @@ fn a_process_with_an_unplug_all_under_way() {
     let late = WaitError::Deadline { what: "the resize".to_owned(), after: within };
     assert_eq!(resize_within(&vm, Size(GIB / 2), within), Err(late));
     let status = vm.state().mem[0].clone();
-    assert_eq!((status.requested, status.target_pending), (Size(GIB / 2), true));
+    assert_eq!((status.requested, status.target_pending), (Size(GIB / 2), false), "the device has it");
     sigterm();
     let nothing = |_: &crate::state::State| None::<()>;
     assert_eq!(vm.wait(SOON, "a signal", nothing), Err(WaitError::Signal(libc::SIGTERM)));
     assert_eq!(vm.state().mem[0].plugged, Size(GIB / 2), "the request is not done");
     go.send(()).unwrap();
 
-    // Its lock is free when the request is done.
-    drop(lock(&driver.device));
+    // The lock is free when the request is done.
+    drop(lock(&driver.backing));
     driver.assert_acknowledged();
     let status = vm.state().mem[0].clone();
     assert_eq!((status.plugged, status.requested, status.target_pending), (Size(0), Size(GIB / 2), false));
