@@ -57,7 +57,7 @@ fn a_process_with_a_limit() {
     set_limit(limit);
     let kernel = Kernel::new(&[0xf4, 0xeb, 0xfd]); // hlt; jmp -3
     let hotplug = vec![HotplugConfig { requested: Size(GIB), ..HotplugConfig::new(Size(GIB)) }];
-    let vm = Vm::start(Config { hotplug, ..kernel.config() }).unwrap();
+    let vm = start(Config { hotplug, ..kernel.config() }).unwrap();
     let mut driver = Driver::new(&vm);
     watch_all(|call| matches!(call, MemoryCall::Open(_)));
     let ask = |driver: &mut Driver| {
