@@ -45,6 +45,9 @@ pub(super) const FAULT_STEPS: Table<FaultStep> = &[
     ("isolate", FaultStep::Isolate),
     ("migrate", FaultStep::Migrate),
     ("page-table", FaultStep::PageTable),
+    ("answer", FaultStep::Answer),
+    ("notify", FaultStep::Notify),
+    ("device", FaultStep::Device),
 ];
 
 impl FaultStep {
