@@ -2,7 +2,7 @@
 //! device that lies, is deaf or has forgotten its driver.
 
 use tidevm_abi::ZoneName;
-use tidevm_machine::{Config, HotplugConfig, Size};
+use tidevm_machine::{Config, HotplugConfig, InitPolicy, Size};
 use tidevm_session::StepRun;
 use tidevm_tests::{Session, Test, account, machine, run_checked};
 
@@ -17,6 +17,12 @@ pub const TESTS: &[Test] = &[
     ("an_answer_that_was_not_heard_is_found_out", an_answer_that_was_not_heard_is_found_out),
     ("a_device_that_does_not_answer_is_reported_and_helped_on", a_device_that_does_not_answer_is_reported),
     ("a_device_that_needs_a_reset_gets_one", a_device_that_needs_a_reset_gets_one),
+    ("growing_needs_no_page_that_others_can_take_eager", || growing_without_free_pages(InitPolicy::Eager)),
+    ("growing_needs_no_page_that_others_can_take_deferred", || {
+        growing_without_free_pages(InitPolicy::Deferred);
+    }),
+    ("growing_needs_no_page_that_others_can_take_lazy", || growing_without_free_pages(InitPolicy::Lazy)),
+    ("growing_needs_no_free_page_while_there_are_tables", growing_needs_no_free_page),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -118,7 +124,7 @@ fn a_driver_takes_over_what_is_plugged() {
          rebind 0
          expect plugged == 386M within 60s
          expect zone.Movable.present == 131072 within 60s
-         hog 20M movable scattered full as data
+         hog 20M movable scattered as data
          verify data
          release data
          resize 130M
@@ -148,7 +154,7 @@ fn a_driver_takes_over_a_checkerboard() {
          release pins
          rebind 0
          resize 256M
-         hog 20M movable scattered full as data
+         hog 20M movable scattered as data
          verify data
          release data
          resize 0",
@@ -205,7 +211,7 @@ fn a_device_that_does_not_answer_is_reported() {
     let session = run_checked(
         config,
         "inject notify
-         fails resize 128M within 2s because \"128M\"
+         fails resize 128M within 2s because \"still at it\"
          expect driver.overdue == 0
          resize 128M device 1
          expect driver.overdue == 1 within 60s
@@ -233,4 +239,54 @@ fn a_device_that_needs_a_reset_gets_one() {
     );
     session.assert_done();
     assert_eq!(session.at_the_end().held, [Some(0)]);
+}
+
+/// Workloads have all that they can have, unmovable and movable. Page tables have what is below the min watermark.
+fn growing_without_free_pages(init: InitPolicy) {
+    let config = Config { memory: Size::mib(32), init, ..machine(3 << 30) };
+    let session = run_checked(
+        config,
+        "hog up to 128M unmovable as kernel
+         hog up to 128M movable as data
+         resize 1G within 60s
+         resize 2G within 60s
+         verify kernel
+         resize 512M within 60s
+         resize 1G within 60s
+         release data
+         release kernel
+         resize 0 within 60s",
+    );
+    session.assert_done();
+    let free = |step: usize| -> u64 { account(&session.steps[step].sample).zones[0].4 };
+    // No more than the tables of 2 GiB and of their memmap.
+    assert!(free(1) - free(3) <= 4, "{} pages were free, and {} are left", free(1), free(3));
+    assert_eq!(session.at_the_end().held, [Some(0)]);
+}
+
+/// Each GiB needs a page for its table, so more than the guest has pages for does not fit. What the tables that there are map
+/// comes and goes while not one page of the kernel's zones is free.
+fn growing_needs_no_free_page() {
+    let config = || Config { memory: Size::mib(32), ..machine(512 << 30) };
+    let session = run_checked(
+        config(),
+        "hog up to 128M unmovable as kernel
+         fails resize 512G within 5s because \"no memory for page tables\"
+         expect zone.DMA32.free == 0
+         release kernel
+         resize 0 within 60s",
+    );
+    session.assert_done();
+    let most = account(&session.steps[1].sample).plugged[0] / MIB;
+    let script = format!(
+        "hog up to 128M unmovable as kernel
+         resize {most}M within 60s
+         expect zone.DMA32.free == 0
+         resize {}M within 60s
+         expect zone.DMA32.free == 0
+         resize {most}M within 60s
+         verify kernel",
+        most - 256
+    );
+    run_checked(config(), &script).assert_done();
 }

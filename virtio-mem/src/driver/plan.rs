@@ -30,7 +30,7 @@
 //! of a pass does not fit later: unplugging its own device blocks lowers the excess as much as its size, and other
 //! unplugs lower only the excess. So a pass looks at each run once for each of the two.
 
-use super::{Action, Driver, Idle};
+use super::{Action, Driver, Idle, IdleReason};
 use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
 
@@ -67,7 +67,10 @@ impl Driver {
         match self.whole(all) {
             Some(action) => action,
             None if self.region.online.count() == 0 => Action::Idle(Idle::Detached),
-            None => Action::Idle(self.idle()),
+            None => {
+                let reason = self.failed.unwrap_or(IdleReason::Unmovable);
+                Action::Idle(self.back_off.idle(reason))
+            }
         }
     }
 

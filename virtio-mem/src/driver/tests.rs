@@ -1,12 +1,16 @@
 //! The policy of the driver, action by action, against outcomes that each test chooses. This file has the runs
 //! without failures; the files in `tests/` have failures of the device and of the guest, large memory
-//! blocks, actions on many memory blocks, and the work that a step costs.
+//! blocks, actions on many memory blocks, devices of other shapes, searches by STATE, requests that go together, and the work
+//! that a step costs.
 
 mod device;
+mod flight;
 mod guest;
 mod large;
 mod pauses;
 mod ranges;
+mod search;
+mod shapes;
 mod work;
 
 use alloc::vec;

@@ -52,6 +52,8 @@ impl Driver {
         let usable = self.region.geometry.usable_device_blocks(self.config.usable_region_size);
         self.doubt(BlockRange::new(0, usable));
         self.uncertain.is_search = usable > 0;
+        // What the device has done to memory that it plugged last is in doubt too.
+        self.region.used(u64::MAX);
     }
 
     /// Reserves memory for what the answers to requests may add.

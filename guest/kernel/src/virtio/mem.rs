@@ -236,10 +236,12 @@ impl<T: Transport> MemDriver<T> {
 
     /// Waits for responses, and looks after a device that does not answer.
     fn wait_for_responses(&mut self) -> Progress {
-        let lost = self.link.under_way();
-        self.link.look_after(self.region);
-        self.lose_requests(lost - self.link.under_way());
-        Progress::Idle(self.link.look_at())
+        let (lost, was_down) = (self.link.under_way(), self.link.is_down());
+        let is_reset = self.link.look_after(self.region);
+        if is_reset || self.link.is_down() && !was_down {
+            self.lose_requests(lost);
+        }
+        if is_reset { Progress::Again } else { Progress::Idle(self.link.look_at()) }
     }
 
     /// The driver has given up its memory for another one, or could not.
