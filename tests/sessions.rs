@@ -17,6 +17,8 @@ mod contig;
 mod corrupt;
 #[path = "sessions/cycles.rs"]
 mod cycles;
+#[path = "sessions/driver.rs"]
+mod driver;
 #[path = "sessions/experiments.rs"]
 mod experiments;
 #[path = "sessions/idle.rs"]
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         contig::TESTS,
         corrupt::TESTS,
         cycles::TESTS,
+        driver::TESTS,
         experiments::TESTS,
         idle::TESTS,
         init::TESTS,

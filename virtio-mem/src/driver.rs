@@ -1,7 +1,7 @@
 //! The driver: brings the guest's memory to the size that the host wants, one action at a time.
 //!
-//! Mirrors virtio 1.3, section 5.15.6 (driver requirements) and the policy, not the code, of the mode of
-//! Linux's `drivers/virtio/virtio_mem.c` in which a device block is smaller than a memory block. It is a state
+//! Mirrors virtio 1.3, section 5.15.6 (driver requirements) and the policy, not the code, of Linux's
+//! `drivers/virtio/virtio_mem.c`. It takes devices of every shape that Linux takes (`geometry`). It is a state
 //! machine. [`Driver::next`] returns an action, the guest carries it out, and the guest passes the outcome to
 //! [`Driver::complete`]. The driver knows no zones, pages, queues and timers.
 //!
@@ -10,15 +10,21 @@
 //!   and unplugged last.
 //! - After NACK the driver reads the configuration again before it repeats anything.
 //! - After ERROR the driver asks the device which device blocks are plugged, and goes on.
+//! - The driver also asks when the plugged size is not what it believes.
+//! - Memory that was plugged before the driver existed is found by asking, and put to use as far as it is requested.
+//! - Several requests are under way where they are independent of each other.
 //! - No failure stops the driver for good.
 //!
-//! The files: `geometry` divides the region, `runs` is a set of device blocks, `region` is the driver's view of them as
-//! four sets, `plan` picks the next action, `outcome` applies the outcome of an action to the view, `uncertain` restores the view after an
-//! error, `idle` says when to try again.
+//! The files: `action` has what the driver asks for and hears, `geometry` divides the region, `runs` is a set of device blocks, `region` is the driver's view of them as
+//! four sets, `plan` picks the next action, `flight` sends requests together, `outcome` applies the outcome of an action to
+//! the view, `uncertain` finds out what is plugged, `idle` says when to try again.
 //!
-//! Invariants: one action at a time; the view of what is plugged agrees with the device whenever no request is
-//! under way and none went wrong; a device block is unplugged only when the guest does not use it.
+//! Invariants: one action at a time, or several requests that do not overlap; the view of what is plugged agrees with
+//! the device whenever no request is under way and none went wrong; a device block is unplugged only when the guest does not
+//! use it.
 
+mod action;
+mod flight;
 mod geometry;
 mod idle;
 mod outcome;
@@ -27,14 +33,19 @@ mod region;
 mod runs;
 mod uncertain;
 
+use alloc::vec::Vec;
+
+pub use self::action::{Action, Outcome};
+use self::flight::MOST_IN_FLIGHT;
 pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
 use self::idle::BackOff;
 pub use self::idle::{Idle, IdleReason};
 use self::region::Region;
-use self::uncertain::UncertainRange;
+use self::runs::Runs;
+use self::uncertain::Uncertain;
 use crate::blocks::BlockRange;
-use crate::wire::{Config, Request, RequestKind, Response};
+use crate::wire::{Config, Request, RequestKind};
 
 /// The properties of the guest that the driver needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,84 +55,9 @@ pub struct DriverConfig {
     pub memory_block_size: u64,
     /// Number of bytes at the start of every memory block that hold its memmap; 0 when the memmap lies elsewhere.
     pub memmap_size: u64,
-    /// Size in bytes of the smallest part of a memory block that the guest can take in or give up.
+    /// Size in bytes of the smallest part of a memory block that the guest can take in or give up. Smaller device blocks
+    /// are plugged and unplugged by so many as make one.
     pub min_block_size: u64,
-}
-
-/// An action that the driver asks the guest to carry out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Read the configuration space, or at least the fields at [`RUN_TIME_OFFSETS`](crate::wire::RUN_TIME_OFFSETS), under
-    /// one configuration generation. In place of the others, those of the first read and [`Driver::plugged_size`] will do.
-    /// Completed by [`Outcome::Config`] or [`Outcome::Failed`].
-    ReadConfig,
-    /// Send the request and wait for the response. Completed by [`Outcome::Response`],
-    /// [`Outcome::NoResponse`] or, only when it was not sent, [`Outcome::Failed`].
-    Send(Request),
-    /// Add memory blocks and bring them online, from the first on. Completed by [`Outcome::Done`], [`Outcome::Part`] or,
-    /// with nothing changed, [`Outcome::Failed`]. The range is made of whole memory blocks, or it is the plugged part of
-    /// one. The part includes the memmap if that lies in the memory block, and the guest must not access the other parts.
-    /// The last memory block of a region that ends within it counts as whole.
-    AddMemoryBlocks {
-        /// Guest-physical address.
-        addr: u64,
-        /// Size in bytes.
-        size: u64,
-        /// Whether the memmaps in the range are unused since the device plugged them. Then they still have the content
-        /// that the device gave them, which is zeros on devices that promise zeros.
-        fresh: bool,
-    },
-    /// Give newly plugged memory of an online memory block to the allocator. Completed, as is the action below, by
-    /// [`Outcome::Done`] or, with nothing changed, [`Outcome::Failed`].
-    OnlineDeviceBlocks {
-        /// Guest-physical address.
-        addr: u64,
-        /// Size in bytes.
-        size: u64,
-    },
-    /// Take memory of an online memory block out of the allocator, and do not access it any more.
-    OfflineDeviceBlocks {
-        /// Guest-physical address.
-        addr: u64,
-        /// Size in bytes.
-        size: u64,
-    },
-    /// Take memory blocks offline and remove them, from the last on. Completed as [`Action::AddMemoryBlocks`]. The range is
-    /// made of whole memory blocks, of which the last may end with the region.
-    RemoveMemoryBlocks {
-        /// Guest-physical address.
-        addr: u64,
-        /// Size in bytes.
-        size: u64,
-    },
-    /// Do nothing until [`Driver::config_changed`] or [`Driver::retry`].
-    Idle(Idle),
-}
-
-/// The outcome of an [`Action`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The configuration space was read, all of it under this configuration generation.
-    Config(Config, u32),
-    /// The device answered.
-    Response(Response),
-    /// The request was sent, and it is unknown whether the device served it: there was no answer in time, or the
-    /// answer was malformed. Without an answer, the buffers of the request still belong to the device. A device
-    /// that goes on late must serve the request before the requests after it.
-    NoResponse,
-    /// The action was carried out.
-    Done,
-    /// The action was not carried out, and nothing changed.
-    Failed(IdleReason),
-    /// Only some memory blocks of the range were added or removed: the first ones of a range to add, the last ones of a
-    /// range to remove.
-    Part {
-        /// Bytes of the range that were carried out, in whole memory blocks. Less than all.
-        done: u64,
-        /// Why the next memory block was not added or removed. `None` when it was not tried, because a config
-        /// notification came or the guest had something else to do.
-        failed: Option<IdleReason>,
-    },
 }
 
 /// The driver of one virtio-mem device.
@@ -131,16 +67,28 @@ pub struct Driver {
     /// The configuration generation of `config`.
     generation: u32,
     region: Region,
-    /// The action that waits for [`Driver::complete`].
+    /// The action that waits for [`Driver::complete`], unless it is a request.
     under_way: Option<Action>,
+    /// The requests that wait for their responses, the oldest first.
+    in_flight: Vec<Request>,
     /// The driver is idle, and [`Driver::next`] returns this.
     idle: Option<Idle>,
     /// The configuration must be read before any other action.
     read_config: bool,
-    /// Memory was plugged before this driver existed.
+    /// Memory was plugged before this driver existed, and all of it has to go.
     unplug_all: bool,
+    /// Memory was plugged before this driver existed, and not all of it has been found.
+    inherited: bool,
+    /// The guest gives up all memory blocks, which stay plugged: see [`Driver::detach`].
+    detaching: bool,
     /// The device blocks for which the driver does not know whether they are plugged.
-    uncertain: Option<UncertainRange>,
+    uncertain: Uncertain,
+    /// The device blocks that are plugged and that the guest cannot use.
+    scraps: Runs,
+    /// The plugged size that the device gives, less the driver's view of it. It stays as it is.
+    difference: u64,
+    /// How often it has changed.
+    mismatches: u64,
     /// The driver must pause before the next action.
     paused: Option<IdleReason>,
     /// The guest could not take in memory in this pass: unused device blocks are unplugged again.
@@ -152,35 +100,49 @@ pub struct Driver {
     /// Most device blocks in one PLUG. It falls after BUSY, because the host may have fewer device blocks than
     /// were asked for. It also falls when the guest could not take in what was plugged, so that fewer device
     /// blocks are plugged in vain.
-    most_to_plug: u16,
+    most_to_plug: u64,
     back_off: BackOff,
     device_errors: u64,
 }
 
 impl Driver {
     /// A driver for the device whose configuration space reads `config` under `generation`. If memory is plugged
-    /// already, it belongs to a guest kernel that is gone, and the driver unplugs it first.
+    /// already, it belonged to a guest kernel that is gone, or a VMM has plugged it. The driver asks the device where it is,
+    /// puts to use what is requested, and unplugs the rest. If nothing is requested, or the device does not tell, the driver
+    /// unplugs all of it first.
     ///
     /// # Errors
     /// [`ConfigError`] when `config` contradicts itself or does not fit `driver`.
     pub fn new(driver: DriverConfig, config: Config, generation: u32) -> Result<Driver, ConfigError> {
-        Ok(Driver {
+        let region = Region::new(Geometry::new(driver, &config)?);
+        let most_to_plug = region.geometry.most_of_a_request();
+        let mut driver = Driver {
             config,
             generation,
-            region: Region::new(Geometry::new(driver, &config)?),
+            region,
             under_way: None,
+            in_flight: Vec::with_capacity(MOST_IN_FLIGHT),
             idle: None,
             read_config: false,
-            unplug_all: config.plugged_size > 0,
-            uncertain: None,
+            unplug_all: config.plugged_size > 0 && config.requested_size == 0,
+            inherited: config.plugged_size > 0 && config.requested_size > 0,
+            detaching: false,
+            uncertain: Uncertain::default(),
+            scraps: Runs::default(),
+            difference: 0,
+            mismatches: 0,
             paused: None,
             stop_growing: false,
             failed: None,
             nacks: 0,
-            most_to_plug: u16::MAX,
+            most_to_plug,
             back_off: BackOff::default(),
             device_errors: 0,
-        })
+        };
+        if driver.inherited {
+            driver.doubt_all();
+        }
+        Ok(driver)
     }
 
     /// The next action. Returns the same action until it is completed or, for [`Action::Idle`], until
@@ -190,14 +152,15 @@ impl Driver {
         if let Some(idle) = self.idle {
             return Action::Idle(idle);
         }
-        if let Some(action) = self.under_way {
+        let oldest = self.in_flight.first().map(|&request| Action::Send(request));
+        if let Some(action) = oldest.or(self.under_way) {
             return action;
         }
         let action = self.decide();
-        if let Action::Idle(idle) = action {
-            self.idle = Some(idle);
-        } else {
-            self.under_way = Some(action);
+        match action {
+            Action::Idle(idle) => self.idle = Some(idle),
+            Action::Send(request) => self.in_flight.push(request),
+            action => self.under_way = Some(action),
         }
         action
     }
@@ -214,7 +177,7 @@ impl Driver {
             let question = self.question();
             let action = question.map_or_else(|| self.plan(), Action::Send);
             // Before a pause too: the action after it then finds the memory there.
-            let is_reserved = self.region.try_reserve().is_ok();
+            let is_reserved = self.region.try_reserve().is_ok() && self.reserve_doubts();
             if !matches!(action, Action::Idle(_)) && !is_reserved {
                 // The outcome could not be recorded.
                 return Action::Idle(self.back_off.idle(IdleReason::NoMemory));
@@ -234,7 +197,7 @@ impl Driver {
     /// The requested pause is over, or memory was freed.
     pub fn retry(&mut self) {
         match self.idle {
-            Some(Idle::Reached) => {}
+            Some(Idle::Reached | Idle::Detached) => {}
             Some(Idle::Retry { .. } | Idle::Blocked(_)) => {
                 self.idle = None;
                 self.read_config = true;
@@ -250,17 +213,47 @@ impl Driver {
     /// # Panics
     /// When no action is under way, or `outcome` is not a possible outcome of it.
     pub fn complete(&mut self, outcome: Outcome) {
+        if let Some(&request) = self.in_flight.first() {
+            return self.complete_request(request, outcome);
+        }
         let action = self.under_way.take().expect("an action is under way");
         self.apply(action, outcome);
+    }
+
+    /// Takes the outcome of a request that [`Driver::next`] or [`Driver::next_request`] returned. Requests may be
+    /// completed in any order.
+    ///
+    /// # Panics
+    /// When the request is not under way, or `outcome` is not a possible outcome of it.
+    pub fn complete_request(&mut self, request: Request, outcome: Outcome) {
+        let place = self.in_flight.iter().position(|&one| one == request);
+        self.in_flight
+            .remove(place.unwrap_or_else(|| panic!("{request:?} is not among {:?}", self.in_flight)));
+        self.apply(Action::Send(request), outcome);
+    }
+
+    /// From now on the guest gives up all memory blocks, but nothing is unplugged, as before another driver is to take the
+    /// device over. When that is done the driver is [`Idle::Detached`]. When it is idle for another reason, some memory block
+    /// cannot go. [`Driver::attach`] ends this.
+    pub fn detach(&mut self) {
+        self.detaching = true;
+        self.config_changed();
+    }
+
+    /// Ends [`Driver::detach`]: memory blocks that the guest has given up come back.
+    pub fn attach(&mut self) {
+        self.detaching = false;
+        self.config_changed();
     }
 
     /// Number of plugged bytes, in the driver's view.
     #[must_use]
     pub const fn plugged_size(&self) -> u64 {
-        if self.unplug_all {
+        if self.unplug_all || self.inherited {
             self.config.plugged_size
         } else {
-            self.region.geometry.bytes(self.region.plugged())
+            let geometry = &self.region.geometry;
+            geometry.bytes(self.region.plugged()) + geometry.device_bytes(self.scraps.count())
         }
     }
 
@@ -283,9 +276,28 @@ impl Driver {
         self.device_errors
     }
 
-    /// The runs of plugged device blocks in the driver's view, ascending.
+    /// How often the plugged size that the device gives was not what the driver believed. Each time the driver asked the
+    /// device which device blocks are plugged.
+    #[must_use]
+    pub const fn mismatches(&self) -> u64 {
+        self.mismatches
+    }
+
+    /// Bytes of the region that the guest can never use: before its first memory block, or less than it can take in.
+    #[must_use]
+    pub const fn unusable_size(&self) -> u64 {
+        self.region.geometry.unusable()
+    }
+
+    /// Runs of plugged device blocks in the driver's view, ascending. Two of them may touch.
     pub fn plugged(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        self.region.plugged_runs()
+        let units = self.region.plugged_runs().map(|units| self.region.geometry.device_blocks(units));
+        let (mut units, mut scraps) = (units.peekable(), self.scraps.all().peekable());
+        core::iter::from_fn(move || match (units.peek(), scraps.peek()) {
+            (Some(run), Some(scrap)) if run.first() > scrap.first() => scraps.next(),
+            (None, _) => scraps.next(),
+            _ => units.next(),
+        })
     }
 
     /// Begins a new pass: every failed action may be tried again.
@@ -303,7 +315,7 @@ impl Driver {
     }
 
     const fn usable_blocks(&self) -> u64 {
-        self.region.geometry.blocks(self.config.usable_region_size)
+        self.region.geometry.usable_units(self.config.usable_region_size)
     }
 
     fn send(&self, kind: RequestKind, range: BlockRange) -> Action {
@@ -311,13 +323,25 @@ impl Driver {
     }
 
     fn request(&self, kind: RequestKind, range: BlockRange) -> Request {
-        let nb_blocks = u16::try_from(range.count()).expect("the range fits into a request");
-        Request { kind, addr: self.region.geometry.addr(range.first()), nb_blocks }
+        self.device_request(kind, self.region.geometry.device_blocks(range))
     }
 
-    /// The device blocks of a request of this driver.
+    /// A request that names device blocks of the device.
+    fn device_request(&self, kind: RequestKind, range: BlockRange) -> Request {
+        let nb_blocks = u16::try_from(range.count()).expect("the range fits into a request");
+        Request { kind, addr: self.region.geometry.device_addr(range.first()), nb_blocks }
+    }
+
+    /// What a request of this driver names, as device blocks of the device.
     const fn range(&self, request: Request) -> BlockRange {
-        BlockRange::new(self.region.geometry.block(request.addr), request.nb_blocks as u64)
+        BlockRange::new(self.region.geometry.device_block(request.addr), request.nb_blocks as u64)
+    }
+
+    /// What a request of this driver names, unless it is about device blocks that the guest cannot use.
+    fn units(&self, request: Request) -> Option<BlockRange> {
+        let (geometry, range) = (&self.region.geometry, self.range(request));
+        let units = geometry.units_in(range);
+        (geometry.device_blocks(units) == range && self.scraps.count_in(range) == 0).then_some(units)
     }
 
     /// The device blocks of an action on `size` bytes at `addr`.

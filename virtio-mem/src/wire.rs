@@ -31,9 +31,13 @@ pub const F_PERSISTENT_SUSPEND: u32 = 2;
 /// Size of the configuration space in bytes.
 pub const CONFIG_SIZE: usize = size_of::<ConfigBytes>();
 
-/// Offsets of the fields of eight bytes that the device changes of its own accord: [`Config::usable_region_size`] and
-/// [`Config::requested_size`].
-pub const RUN_TIME_OFFSETS: [usize; 2] = [offset_of!(ConfigBytes, usable_region_size), REQUESTED_SIZE_OFFSET];
+/// Offsets of the fields of eight bytes that change at run time: [`Config::usable_region_size`], [`Config::plugged_size`]
+/// and [`Config::requested_size`].
+pub const RUN_TIME_OFFSETS: [usize; 3] = [
+    offset_of!(ConfigBytes, usable_region_size),
+    offset_of!(ConfigBytes, plugged_size),
+    REQUESTED_SIZE_OFFSET,
+];
 
 /// Offset of [`Config::requested_size`] in the configuration space.
 pub const REQUESTED_SIZE_OFFSET: usize = offset_of!(ConfigBytes, requested_size);
@@ -85,7 +89,7 @@ const _: () = {
     assert!(offset_of!(ConfigBytes, addr) == 16);
     assert!(offset_of!(ConfigBytes, region_size) == 24);
     assert!(RUN_TIME_OFFSETS[0] == 32);
-    assert!(offset_of!(ConfigBytes, plugged_size) == 40);
+    assert!(RUN_TIME_OFFSETS[1] == 40);
     assert!(REQUESTED_SIZE_OFFSET == 48);
 };
 

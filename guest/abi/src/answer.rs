@@ -65,7 +65,7 @@ pub enum Answer {
         /// Pages that were found on per-CPU lists although they were isolated.
         stranded: u64,
     },
-    /// To [`Op::Inject`](crate::Op::Inject), [`Op::Readd`](crate::Op::Readd), [`Op::Probe`](crate::Op::Probe)
+    /// To [`Op::Inject`](crate::Op::Inject), [`Op::Readd`](crate::Op::Readd), [`Op::Rebind`](crate::Op::Rebind), [`Op::Probe`](crate::Op::Probe)
     /// and [`Op::Corrupt`](crate::Op::Corrupt) of the memmap.
     Done,
     /// To [`PmemOp::Look`](crate::PmemOp::Look).

@@ -72,6 +72,11 @@ pub enum Command {
     },
     /// Do something with device memory.
     Pmem(Pmem),
+    /// Let the guest take the driver from a device and bind it again, with the memory still plugged.
+    Rebind {
+        /// The device.
+        device: u8,
+    },
     /// Reset the machine, as its reset button does, and wait until the guest is up again.
     Reset {
         /// How long it may take.
@@ -235,6 +240,17 @@ pub const VERBS: &[Verb] = &[
         parse: readd,
     },
     Verb {
+        word: "rebind",
+        usage: "rebind N",
+        about: "take the driver from device N and bind it again, with its memory plugged",
+        example: "rebind 0",
+        executor: Executor::Guest,
+        parse: |words| {
+            let device = words.value("the number of a device, from 0", |text| text.parse().ok())?;
+            Ok(Command::Rebind { device })
+        },
+    },
+    Verb {
         word: "reset",
         usage: "reset [within DURATION]",
         about: "reset the machine and wait until the guest is up again",
@@ -361,6 +377,7 @@ impl fmt::Display for Command {
             Self::Blocks => f.write_str("blocks"),
             Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
             Self::Pmem(pmem) => pmem.fmt(f),
+            Self::Rebind { device } => write!(f, "rebind {device}"),
             Self::Reset { within } => {
                 f.write_str("reset")?;
                 suffix::write(f, None, *within)

@@ -51,6 +51,8 @@ pub enum Failure {
     ProbeUnderWay,
     /// Another call is about to take or to free pages of the workload.
     WorkloadBusy,
+    /// The guest drives no such device, or another call is about to bind it again.
+    NoDriver,
 }
 
 /// Why nothing was done with a range of device memory.
@@ -138,6 +140,7 @@ impl fmt::Display for Named<'_, Failure> {
             Failure::ProbeUnderWay => {
                 "a probe or a race is under way, and there is one at a time: try again when it has ended"
             }
+            Failure::NoDriver => "the guest drives no such device, or it is being bound again",
             Failure::WorkloadBusy => {
                 "another call takes or frees pages of this workload: try again when it has ended"
             }

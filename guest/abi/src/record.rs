@@ -108,6 +108,13 @@ pub enum Op {
     PowerOff,
     /// Do something with device memory.
     Pmem(PmemOp),
+    /// Take the driver from a virtio-mem device and bind it again, with the memory still plugged: [`Answer::Done`] when the
+    /// new driver is bound, [`Failure::NoDriver`](crate::Failure::NoDriver), or
+    /// [`Failure::Stuck`](crate::Failure::Stuck) when memory that is in use cannot go; the driver stays then.
+    Rebind {
+        /// The device, counted from 0 in the order in which the guest found those that it drives.
+        device: u8,
+    },
     /// Tell how much memory is left, now and when it passes a level: [`Answer::Pressure`].
     Watch(Watch),
 }
@@ -153,6 +160,12 @@ pub enum FaultStep {
     Migrate,
     /// Taking a page for a page table, while entries are written: no page.
     PageTable,
+    /// Hearing of a virtio-mem device that it has served a request: the driver believes that it was never sent.
+    Answer,
+    /// Notifying a virtio-mem device of requests: it is not notified.
+    Notify,
+    /// Sending requests to a virtio-mem device: it is reset behind the driver's back.
+    Device,
 }
 
 /// Messages of the guest.

@@ -47,6 +47,11 @@ pub enum ResizeState {
     /// The device answered against the rules; the driver has looked at the true state and goes
     /// on from there.
     DeviceError,
+    /// What is left is less than the guest can take in or give up.
+    Granularity {
+        /// The smallest part.
+        unit: Size,
+    },
 }
 
 /// A page that could not be moved.
@@ -91,6 +96,9 @@ impl fmt::Display for Named<'_, ResizeState> {
             }
             ResizeState::HostBusy => "the device answers BUSY",
             ResizeState::DeviceError => "the device answered against the rules",
+            ResizeState::Granularity { unit } => {
+                return write!(f, "what is left is less than the {unit} that the guest takes at once");
+            }
         })
     }
 }
@@ -150,6 +158,9 @@ mod tests {
         assert_eq!(text(37, first), format!("37 pages cannot move: {both} and 35 more"));
         assert_eq!(text(2, first), format!("2 pages cannot move: {both}"));
         assert_eq!(text(1, [None; 4]), "1 page cannot move");
+        let unit = crate::Size::mib(2);
+        let text_of_unit = Named::new(&ResizeState::Granularity { unit }, &names).to_string();
+        assert_eq!(text_of_unit, "what is left is less than the 2M that the guest takes at once");
         let first = [page(7, Owner::Memmap), None, None, None];
         assert_eq!(text(1, first), "1 page cannot move: pfn 0x7 (memmap of hot-added memory)");
     }

@@ -148,6 +148,14 @@ pub struct Stats {
     pub alloc_waited: u64,
     /// Those of them that found no memory in time.
     pub alloc_gave_up: u64,
+    /// How often a virtio-mem device gave a plugged size that its driver did not believe in, since boot.
+    pub driver_mismatches: u64,
+    /// How often a virtio-mem device violated the specification or did not answer, since boot.
+    pub driver_errors: u64,
+    /// Deadlines that passed while a virtio-mem device did not answer, since boot.
+    pub driver_overdue: u64,
+    /// Virtio-mem devices that needed a reset and were reset, since boot.
+    pub driver_resets: u64,
     /// How long boot took.
     pub boot: BootTimes,
 }
@@ -201,6 +209,10 @@ impl Stats {
         Counter::new("alloc_failed", |stats: &Self| stats.alloc_failed).word("alloc.failed"),
         Counter::new("alloc_waited", |stats: &Self| stats.alloc_waited).word("alloc.waited"),
         Counter::new("alloc_gave_up", |stats: &Self| stats.alloc_gave_up).word("alloc.gave_up"),
+        Counter::new("driver_mismatches", |stats: &Self| stats.driver_mismatches).word("driver.mismatches"),
+        Counter::new("driver_errors", |stats: &Self| stats.driver_errors).word("driver.errors"),
+        Counter::new("driver_overdue", |stats: &Self| stats.driver_overdue).word("driver.overdue"),
+        Counter::new("driver_resets", |stats: &Self| stats.driver_resets).word("driver.resets"),
     ];
 }
 
@@ -227,6 +239,10 @@ impl Default for Stats {
             alloc_failed: 0,
             alloc_waited: 0,
             alloc_gave_up: 0,
+            driver_mismatches: 0,
+            driver_errors: 0,
+            driver_overdue: 0,
+            driver_resets: 0,
             boot: BootTimes::default(),
         }
     }

@@ -25,6 +25,7 @@ use self::workload::Workload;
 use crate::cpu::panic;
 use crate::mailbox::Requester;
 use crate::mem::{MM, mappings, platform, stacks, stamps};
+use crate::virtio::mem::{faults, rebind};
 
 /// Most threads of one churn.
 const MAX_CHURN_THREADS: u32 = 64;
@@ -64,11 +65,15 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
         }
         Op::Probe(wait) => probe::start(requester, wait).map(job_answers),
         Op::Inject { step, after } => {
-            platform::inject(translate::fault_step(step), after);
+            match translate::fault_step(step) {
+                Ok(step) => platform::inject(step, after),
+                Err(step) => faults::inject(step, after),
+            }
             Ok(Some(Answer::Done))
         }
         Op::Blocks { from } => Ok(Some(blocks::blocks(from))),
         Op::Readd { addr, size } => blocks::readd(requester, addr, size).map(job_answers),
+        Op::Rebind { device } => rebind::ask(device, requester).map(job_answers),
         Op::Pmem(op) => pmem::carry_out(op, requester),
         Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
         Op::PowerOff => panic::power_off(),

@@ -139,7 +139,7 @@ impl Bound {
                 }
                 None => println!("the control channel cannot be used"),
             },
-            DeviceType::Memory => match MemDriver::new(device, command_line) {
+            DeviceType::Memory => match MemDriver::new(device, self.mem_devices as usize, command_line) {
                 Ok(driver) => {
                     job::spawn(0, driver);
                     self.mem_devices += 1;

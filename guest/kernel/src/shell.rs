@@ -214,6 +214,7 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
         }
         Command::Check => (Op::Check, Ends::Nothing),
         Command::Readd { size, addr } => (Op::Readd { addr, size }, Ends::Nothing),
+        Command::Rebind { device } => (Op::Rebind { device }, Ends::Nothing),
         Command::Race(Race { cycles, held }) => (Op::Race { cycles, held }, Ends::Nothing),
         Command::Corrupt(corrupt) => (corrupt.op(names::handle_of(&corrupt.name)?), Ends::Nothing),
         Command::Probe(wait) => (Op::Probe(wait), Ends::Nothing),

@@ -93,7 +93,7 @@ fn config(random: &mut Random) -> Config {
 
 /// The script of a session: `count` cycles in one life of a guest or in several, which begin and end with nothing in use.
 fn script(count: u64, random: &mut Random) -> String {
-    let steps: Vec<FaultStep> = FaultStep::all().collect();
+    let steps: Vec<FaultStep> = FaultStep::of_memory().collect();
     let mut text = String::new();
     begin_life(&mut text);
     // What the device requests.

@@ -29,6 +29,8 @@ pub enum IdleReason {
     NoRoom,
     /// The device violated the specification, or does not answer.
     DeviceError,
+    /// What is left is less than the guest can take in.
+    Granularity,
 }
 
 impl IdleReason {
@@ -36,7 +38,7 @@ impl IdleReason {
     const fn guest_notices_end(self) -> bool {
         match self {
             IdleReason::Unmovable | IdleReason::NoMemory | IdleReason::NoRoom => true,
-            IdleReason::HostBusy | IdleReason::DeviceError => false,
+            IdleReason::HostBusy | IdleReason::DeviceError | IdleReason::Granularity => false,
         }
     }
 }
@@ -56,6 +58,8 @@ pub enum Idle {
     },
     /// Time alone will not help. Call [`Driver::retry`] when memory was freed.
     Blocked(IdleReason),
+    /// The guest has given up all memory blocks: see [`Driver::detach`].
+    Detached,
 }
 
 /// The length of the next pause.
@@ -95,7 +99,8 @@ impl Driver {
     pub(super) fn idle(&mut self) -> Idle {
         if self.region.plugged() == self.requested_blocks() {
             self.back_off.start_over();
-            return Idle::Reached;
+            let is_reached = self.plugged_size() == self.config.requested_size;
+            return if is_reached { Idle::Reached } else { Idle::Blocked(IdleReason::Granularity) };
         }
         match self.failed {
             Some(reason) => self.back_off.idle(reason),

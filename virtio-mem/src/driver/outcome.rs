@@ -87,25 +87,30 @@ impl Driver {
         if target(&self.config) != target(&config) {
             self.new_pass();
             self.back_off.start_over();
-            self.most_to_plug = u16::MAX;
+            self.most_to_plug = self.region.geometry.most_of_a_request();
         }
         (self.config, self.generation) = (config, generation);
         self.settle_unusable();
+        self.compare();
     }
 
     fn answered(&mut self, request: Request, response: Response) {
         match (request.kind, response.kind) {
             (RequestKind::State, _) => self.learn(response),
             (RequestKind::Plug, ResponseType::Ack) => {
-                self.region.plug(self.range(request), true);
+                let units = self.units(request).expect("only units are plugged");
+                self.region.plug(units, true);
                 self.nacks = 0;
-                self.most_to_plug = self.most_to_plug.saturating_mul(2);
+                self.most_to_plug = (self.most_to_plug * 2).min(self.region.geometry.most_of_a_request());
             }
             (RequestKind::Unplug, ResponseType::Ack) => {
                 if self.region.plugged() > self.requested_blocks() {
                     self.back_off.start_over();
                 }
-                self.region.unplug(self.range(request));
+                match self.units(request) {
+                    Some(units) => self.region.unplug(units),
+                    None => self.scraps.remove(self.range(request)),
+                }
             }
             (RequestKind::UnplugAll, ResponseType::Ack) => {
                 self.unplug_all = false;
@@ -114,15 +119,17 @@ impl Driver {
                 self.back_off.start_over();
             }
             (RequestKind::Plug, ResponseType::Nack) => {
-                self.nacks += 1;
+                // Requests that were under way together are refused together.
+                self.nacks += u32::from(!self.read_config);
                 if self.nacks > 1 {
                     self.pause(IdleReason::HostBusy);
                 }
                 self.read_config = true;
             }
             (RequestKind::Plug, ResponseType::Busy) => {
-                let per_memory_block = self.region.geometry.per_memory_block as u16;
-                self.most_to_plug = (request.nb_blocks / 2).clamp(1, per_memory_block);
+                let geometry = &self.region.geometry;
+                let half = u64::from(request.nb_blocks) / geometry.per_unit() / 2;
+                self.most_to_plug = half.clamp(1, geometry.per_memory_block);
                 self.pause(IdleReason::HostBusy);
             }
             (RequestKind::Unplug | RequestKind::UnplugAll, ResponseType::Nack | ResponseType::Busy) => {
@@ -130,7 +137,7 @@ impl Driver {
             }
             (RequestKind::Plug | RequestKind::Unplug, ResponseType::Error) => {
                 self.device_errors += 1;
-                self.set_uncertain(self.range(request));
+                self.doubt(self.range(request));
                 self.read_config = true;
             }
             (RequestKind::UnplugAll, ResponseType::Error) => self.device_error(),
@@ -139,7 +146,7 @@ impl Driver {
 
     fn unanswered(&mut self, request: Request) {
         if let RequestKind::Plug | RequestKind::Unplug = request.kind {
-            self.set_uncertain(self.range(request));
+            self.doubt(self.range(request));
         }
         self.device_error();
     }
@@ -161,7 +168,7 @@ impl Driver {
     }
 
     pub(super) fn fail_growing(&mut self, reason: IdleReason) {
-        self.most_to_plug = self.region.geometry.per_memory_block as u16;
+        self.most_to_plug = self.region.geometry.per_memory_block;
         if !self.read_config {
             self.stop_growing = true;
             self.failed = Some(reason);

@@ -9,6 +9,8 @@
 //!
 //! | state | action |
 //! | --- | --- |
+//! | the driver is detaching | `RemoveMemoryBlocks`, and nothing else |
+//! | device blocks that the guest cannot use | unplug them |
 //! | more plugged than requested, and parked device blocks | unplug parked device blocks |
 //! | strays, and growing failed in this pass | unplug the strays |
 //! | strays, and more plugged than requested | when their memory block goes by device blocks, take more of it out of use; then unplug the strays |
@@ -28,19 +30,23 @@
 //! of a pass does not fit later: unplugging its own device blocks lowers the excess as much as its size, and other
 //! unplugs lower only the excess. So a pass looks at each run once for each of the two.
 
-use super::{Action, Driver};
+use super::{Action, Driver, Idle, IdleReason};
 use crate::blocks::BlockRange;
 use crate::wire::RequestKind;
-
-/// Most device blocks of one `RemoveMemoryBlocks`: one UNPLUG gives all of them back. A guest for which that takes long ends
-/// the action early ([`Outcome::Part`](super::Outcome::Part)), so that the host gets back what is there.
-const MOST_TO_REMOVE: u64 = u16::MAX as u64;
 
 impl Driver {
     /// The next action. No device block is uncertain, and the configuration has been read.
     pub(super) fn plan(&mut self) -> Action {
         let (plugged, requested) = (self.region.plugged(), self.requested_blocks());
         let excess = plugged.saturating_sub(requested);
+        if self.detaching {
+            return self.give_up();
+        }
+        if let Some(scraps) = self.scraps.highest() {
+            let count = scraps.count().min(u64::from(u16::MAX));
+            let top = BlockRange::new(scraps.end() - count, count);
+            return Action::Send(self.device_request(RequestKind::Unplug, top));
+        }
         let step = if let Some(parked) = self.region.parked.highest().filter(|_| excess > 0) {
             Some(self.unplug_top(parked, excess))
         } else if let (Some(lowest), Some(highest)) =
@@ -53,6 +59,19 @@ impl Driver {
             self.shrink(excess)
         };
         step.unwrap_or_else(|| Action::Idle(self.idle()))
+    }
+
+    /// Takes all memory blocks out of use.
+    fn give_up(&mut self) -> Action {
+        let all = self.region.plugged();
+        match self.whole(all) {
+            Some(action) => action,
+            None if self.region.online.count() == 0 => Action::Idle(Idle::Detached),
+            None => {
+                let reason = self.failed.unwrap_or(IdleReason::Unmovable);
+                Action::Idle(self.back_off.idle(reason))
+            }
+        }
     }
 
     /// Puts strays to use or unplugs them. `lowest` and `highest` are the lowest and the highest run of strays.
@@ -75,8 +94,9 @@ impl Driver {
         }
         let reserve = self.region.geometry.reserve(memory_block);
         if reserve.count() > 0 && lowest.overlap(reserve) != reserve {
-            // Only a device that violated the specification leaves a memory block without its memmap.
-            return self.unplug_top(highest, u64::MAX);
+            // Another kernel has plugged there, or a device has violated the specification.
+            let here = self.region.strays.below(memory_block.end()).unwrap_or(lowest);
+            return self.unplug_top(here.overlap(memory_block), u64::MAX);
         }
         let (fresh, until) = self.region.fresh_until(memory_block.first());
         let whole = self
@@ -96,7 +116,7 @@ impl Driver {
 
     /// Unplugs the last device blocks of `run`, at most `limit`.
     fn unplug_top(&self, run: BlockRange, limit: u64) -> Action {
-        let count = run.count().min(limit).min(u64::from(u16::MAX));
+        let count = run.count().min(limit).min(self.region.geometry.most_of_a_request());
         self.send(RequestKind::Unplug, BlockRange::new(run.end() - count, count))
     }
 
@@ -110,7 +130,7 @@ impl Driver {
     fn hole(&self, need: u64) -> Option<BlockRange> {
         let run = self.region.holes.lowest()?;
         let room = self.usable_blocks().saturating_sub(run.first());
-        let count = run.count().min(need).min(room).min(u64::from(self.most_to_plug));
+        let count = run.count().min(need).min(room).min(self.most_to_plug);
         (count > 0).then_some(BlockRange::new(run.first(), count))
     }
 
@@ -124,7 +144,7 @@ impl Driver {
         let first = self.region.next_unplugged(added.next_multiple_of(per_memory_block));
         let end = self.region.next_plugged(first).unwrap_or(u64::MAX).min(self.usable_blocks());
         let room = need.min(end.saturating_sub(first));
-        let most = u64::from(self.most_to_plug);
+        let most = self.most_to_plug;
         // A run that is cut to the size of a request ends with a whole memory block.
         let whole = most.saturating_sub((first + most) % per_memory_block);
         let count = if room <= most || whole == 0 { room.min(most) } else { whole };
@@ -151,7 +171,9 @@ impl Driver {
                 }
                 self.region.removed_from = top.first();
             } else if self.fits(top.count(), excess) {
-                let most = excess.min(MOST_TO_REMOVE).min(run.count());
+                // One UNPLUG gives all of them back. A guest for which that takes long ends the action early, so that
+                // the host gets back what is there.
+                let most = excess.min(geometry.most_of_a_request()).min(run.count());
                 let count = (most - most % geometry.per_memory_block).max(top.count());
                 let whole = top.count() == geometry.per_memory_block;
                 return Some(self.remove(if whole {

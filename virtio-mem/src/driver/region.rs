@@ -16,12 +16,14 @@
 
 use alloc::collections::TryReserveError;
 
+use super::flight::MOST_IN_FLIGHT;
 use super::geometry::Geometry;
 use super::runs::Runs;
 use crate::blocks::BlockRange;
 
-/// Most runs that one action adds to a set, beside those that change from one set to another.
-const ROOM: usize = 8;
+/// Most runs that one action adds to a set, beside those that change from one set to another. Requests that are sent together
+/// add one each.
+const ROOM: usize = 8 + MOST_IN_FLIGHT;
 
 /// The device blocks of a region.
 #[derive(Debug)]
@@ -90,6 +92,41 @@ impl Region {
             from = run.end();
         }
         from
+    }
+
+    /// The units from `unit` on that are all plugged, or all unplugged.
+    pub(super) fn alike_from(&self, unit: u64) -> BlockRange {
+        let end = match self.plugged_at(unit) {
+            Some(_) => self.next_unplugged(unit),
+            None => self.next_plugged(unit).unwrap_or(u64::MAX),
+        };
+        BlockRange::new(unit, end.min(self.geometry.units) - unit)
+    }
+
+    /// `range` is plugged, whatever was believed.
+    pub(super) fn found(&mut self, range: BlockRange) {
+        let mut next = self.next_unplugged(range.first());
+        while next < range.end() {
+            let end = self.next_plugged(next).unwrap_or(u64::MAX).min(range.end());
+            self.plug(BlockRange::new(next, end - next), false);
+            next = self.next_unplugged(end);
+        }
+    }
+
+    /// `range` is unplugged, whatever was believed. Device blocks that the guest uses stay as they are. Returns whether there
+    /// are any.
+    pub(super) fn missing(&mut self, range: BlockRange) -> bool {
+        let mut next = range.first();
+        while next < range.end() {
+            let used =
+                self.online.at_or_above(next).map(|run| run.overlap(range)).filter(|run| run.count() > 0);
+            let used = used.unwrap_or(BlockRange::new(range.end(), 0));
+            if next < used.first() {
+                self.unplug(BlockRange::new(next, used.first() - next));
+            }
+            next = used.end();
+        }
+        self.online.count_in(range) > 0
     }
 
     /// Reserves memory for the changes of one action, so that they cannot fail after it was carried out.

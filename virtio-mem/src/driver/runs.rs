@@ -82,6 +82,11 @@ impl Runs {
         self.at_or_above(from).map(BlockRange::first)
     }
 
+    /// The runs, ascending.
+    pub(super) fn all(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        (0..self.len()).map_while(|index| self.get(index))
+    }
+
     /// The runs within `range`, ascending.
     pub(super) fn within(&self, range: BlockRange) -> impl Iterator<Item = BlockRange> + '_ {
         (self.ending_by(range.first())..).map_while(move |index| {

@@ -1,19 +1,23 @@
 //! The policy of the driver, action by action, against outcomes that each test chooses. This file has the runs
 //! without failures; the files in `tests/` have failures of the device and of the guest, large memory
-//! blocks, actions on many memory blocks, and the work that a step costs.
+//! blocks, actions on many memory blocks, devices of other shapes, searches by STATE, requests that go together, and the work
+//! that a step costs.
 
 mod device;
+mod flight;
 mod guest;
 mod large;
 mod pauses;
 mod ranges;
+mod search;
+mod shapes;
 mod work;
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::*;
-use crate::wire::{BlockState, ResponseType};
+use crate::wire::{BlockState, Response, ResponseType};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
@@ -29,6 +33,8 @@ const ERROR: Outcome = Outcome::Response(Response::new(ResponseType::Error));
 struct Guest {
     driver: Driver,
     config: Config,
+    /// The plugged size that the device gives, if it is not what the driver believes.
+    told: Option<u64>,
     generation: u32,
 }
 
@@ -45,7 +51,7 @@ impl Guest {
         };
         let memory_block_size = if memmap_size > BLOCK { memmap_size * 64 } else { MEMORY_BLOCK };
         let driver = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
-        Guest { driver: Driver::new(driver, config, 0).unwrap(), config, generation: 0 }
+        Guest { driver: Driver::new(driver, config, 0).unwrap(), config, told: None, generation: 0 }
     }
 
     /// A guest of 8 GiB with `plugged` MiB plugged and in use.
@@ -73,7 +79,10 @@ impl Guest {
         }
         assert_eq!(self.driver.next(), action, "the same until it is completed");
         let outcome = outcome(action).unwrap_or(match action {
-            Action::ReadConfig => Outcome::Config(self.config, self.generation),
+            Action::ReadConfig => {
+                let plugged_size = self.told.unwrap_or(self.driver.plugged_size());
+                Outcome::Config(Config { plugged_size, ..self.config }, self.generation)
+            }
             Action::Send(_) => ACK,
             _ => Outcome::Done,
         });

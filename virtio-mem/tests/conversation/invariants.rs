@@ -17,6 +17,7 @@ impl World {
         }
         if action == Action::Idle(Idle::Reached) && !self.interrupt {
             assert_eq!(self.driver.plugged_size(), self.device.requested_size());
+            self.is_foreign = false;
         }
         if self.in_doubt {
             return;
@@ -50,8 +51,13 @@ impl World {
         if self.in_doubt {
             return;
         }
-        let end = config.region_size / block_size;
-        for first in (0..end).step_by(self.guest.per_memory_block() as usize) {
+        let end = (self.shape.start() + config.region_size - self.driver.unusable_size() - self.shape.addr)
+            / block_size;
+        let start = (self.shape.start() - self.shape.addr) / block_size;
+        if self.is_foreign {
+            return;
+        }
+        for first in (start..end).step_by(self.guest.per_memory_block() as usize) {
             let within = |count: u64| BlockRange::new(first, count.min(end - first));
             let memmap_blocks = self.guest.memmap_blocks();
             let of_memmap = plugged.count_in(within(memmap_blocks));

@@ -20,9 +20,14 @@ pub const REGION: u64 = 4 << 30;
 /// Number of lines that a failure prints.
 const TRACE: usize = 60;
 
+/// The smallest part of a memory block that the guest can take in.
+const MIN_BLOCK: u64 = 2 * MIB;
+
 /// The sizes and the fault rate of a conversation.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// Address of the region.
+    pub addr: u64,
     pub block_size: u64,
     pub memory_block: u64,
     pub region_size: u64,
@@ -35,15 +40,18 @@ impl Shape {
     /// No faults, and a region of 1 GiB or four memory blocks, whichever is more.
     pub fn plain(block_size: u64, memory_block: u64, memmap_inside: bool) -> Shape {
         let region_size = (1024 * MIB).max(4 * memory_block);
-        Shape { block_size, memory_block, region_size, memmap_inside, faults: 0 }
+        Shape { addr: REGION, block_size, memory_block, region_size, memmap_inside, faults: 0 }
     }
 
     pub fn random(random: &mut Random) -> Shape {
         // Half of the regions have the device blocks of x86. Some regions end within a memory block.
-        let block_size = random.pick(&[2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128]) * MIB;
-        let memory_block = random.pick(&[128, 128, 128, 128, 256, 512, 1024]) * MIB;
+        let block_size = random.pick(&[1, 2, 2, 2, 2, 2, 2, 4, 8, 16, 32, 64, 128, 256]) * MIB;
+        let memory_block = (random.pick(&[128, 128, 128, 128, 256, 512, 1024]) * MIB).max(block_size);
+        // Some do not begin with a memory block.
+        let before = if random.chance(20) { random.below(memory_block / block_size) } else { 0 };
         let missing = if random.chance(30) { random.below(memory_block / block_size) } else { 0 };
         Shape {
+            addr: REGION + before * block_size,
             block_size,
             memory_block,
             // Two of the largest memory blocks have as many device blocks as eight of the smallest.
@@ -58,23 +66,34 @@ impl Shape {
     fn fitted(&self) -> DriverConfig {
         let memmap_size = self.memory_block / 64;
         let last = self.region_size % self.memory_block;
-        let inside = self.memmap_inside && (last == 0 || last > memmap_size);
+        let is_aligned = self.addr.is_multiple_of(self.memory_block);
+        let inside = self.memmap_inside && (last == 0 || last > memmap_size || !is_aligned);
         DriverConfig {
             memory_block_size: self.memory_block,
             memmap_size: if inside { memmap_size } else { 0 },
-            min_block_size: 2 * MIB,
+            min_block_size: MIN_BLOCK,
         }
+    }
+
+    /// The unit in which the guest plugs.
+    pub fn unit(&self) -> u64 {
+        self.block_size.max(MIN_BLOCK)
+    }
+
+    /// Where the guest's first memory block begins.
+    pub fn start(&self) -> u64 {
+        self.addr.next_multiple_of(self.memory_block)
     }
 
     fn driver(&self, config: Config) -> Driver {
         Driver::new(self.fitted(), config, 0).expect("the device's configuration is good")
     }
 
-    fn guest(&self) -> Guest {
+    fn guest(&self, driver: &Driver) -> Guest {
         let fitted = self.fitted();
-        let memmap_blocks = fitted.memmap_size.div_ceil(self.block_size);
-        let region = REGION..REGION + self.region_size;
-        Guest::new(region, self.block_size, fitted.memory_block_size, memmap_blocks)
+        let memmap_blocks = fitted.memmap_size.div_ceil(self.unit()) * (self.unit() / self.block_size);
+        let end = self.start() + self.region_size - driver.unusable_size();
+        Guest::new(self.addr..end, self.block_size, fitted.memory_block_size, memmap_blocks)
     }
 }
 
@@ -112,6 +131,8 @@ pub struct World {
     late: Option<Request>,
     /// Whether the driver's view may be wrong: the device has changed something without an answer.
     pub in_doubt: bool,
+    /// Another kernel has plugged what is plugged, and not begun with the memmaps.
+    pub is_foreign: bool,
     /// A config notification is on its way.
     pub interrupt: bool,
     /// The usable region of the last step.
@@ -125,19 +146,21 @@ pub struct World {
 
 impl World {
     pub fn new(shape: Shape, random: Random) -> World {
-        let Shape { block_size, region_size, .. } = shape;
+        let Shape { addr, block_size, region_size, .. } = shape;
         let device =
-            Device::new(DeviceConfig::new(REGION, region_size, block_size)).expect("a good configuration");
+            Device::new(DeviceConfig::new(addr, region_size, block_size)).expect("a good configuration");
+        let driver = shape.driver(device.config());
         World {
             shape,
             random,
-            driver: shape.driver(device.config()),
-            guest: shape.guest(),
+            guest: shape.guest(&driver),
+            driver,
             device,
             host: Host::new(region_size / block_size),
             faults: shape.faults,
             late: None,
             in_doubt: false,
+            is_foreign: false,
             interrupt: false,
             usable: 0,
             trace: VecDeque::new(),
@@ -162,6 +185,9 @@ impl World {
             if self.random.chance(5) {
                 self.save_and_restore();
             }
+            if self.random.chance(1) {
+                if self.random.chance(50) { self.driver.detach() } else { self.driver.attach() }
+            }
             let idle = self.step();
             if idle.is_some() && self.random.chance(80) {
                 self.driver.retry();
@@ -178,6 +204,7 @@ impl World {
         self.faults = 0;
         self.guest.fails = 0;
         self.guest.pinned.clear();
+        self.driver.attach();
         self.pauses = 0;
         for _ in 0..budget {
             match self.step() {
@@ -185,11 +212,25 @@ impl World {
                     assert_eq!(self.device.plugged_size(), self.device.requested_size());
                     return self.check_use();
                 }
+                Some(Idle::Blocked(_)) if !self.interrupt && self.device.plugged_size() == self.goal() => {
+                    assert_ne!(self.goal(), self.device.requested_size());
+                    return self.check_use();
+                }
                 Some(Idle::Reached) | None => {}
                 Some(Idle::Retry { .. } | Idle::Blocked(_)) => self.driver.retry(),
+                Some(Idle::Detached) => self.driver.attach(),
             }
         }
         panic!("the target is not reached after {budget} steps");
+    }
+
+    /// How much of the target the guest can use.
+    fn goal(&self) -> u64 {
+        let (config, unit, start) = (self.device.config(), self.shape.unit(), self.shape.start());
+        let end = start + config.region_size - self.driver.unusable_size();
+        let usable = (config.addr + config.usable_region_size).min(end).saturating_sub(start);
+        let whole = |bytes: u64| bytes - bytes % unit;
+        whole(config.requested_size).min(whole(usable))
     }
 
     /// Checks that every plugged device block is in use, except a part of a memmap. Without faults at most one
@@ -199,7 +240,7 @@ impl World {
         let plugged = self.device.plugged().runs().flat_map(|run| run.first()..run.end());
         let mut parts = BTreeSet::new();
         for unused in plugged.filter(|block| !used.contains(block)) {
-            let memory_block = self.guest.memory_block(REGION + unused * self.shape.block_size);
+            let memory_block = self.guest.memory_block(self.shape.addr + unused * self.shape.block_size);
             assert!(self.guest.memmap(memory_block).contains(&unused), "block {unused} is not used");
             parts.insert(memory_block);
         }
@@ -276,12 +317,28 @@ impl World {
             self.host.backed = BlockBitmap::new(self.shape.region_size / self.shape.block_size);
         }
         (self.late, self.interrupt) = (None, false);
+        if self.random.chance(50) {
+            self.plug_as_another_kernel();
+        }
         self.usable = self.device.usable_region_size();
         self.in_doubt = !self.device.plugged().is_empty();
-        self.guest = self.shape.guest();
-        self.guest.fails = self.faults;
         self.driver = self.shape.driver(self.device.config());
+        self.guest = self.shape.guest(&self.driver);
+        self.guest.fails = self.faults;
         self.remember(format!("a new kernel, reset {reset}"));
+    }
+
+    /// Plugs and unplugs device blocks here and there, as a kernel that divides the region in another way.
+    pub fn plug_as_another_kernel(&mut self) {
+        let blocks = self.device.usable_region_size() / self.shape.block_size;
+        for _ in 0..self.random.below(20) {
+            let first = self.random.below(blocks.max(1));
+            let kind = self.random.pick(&[RequestKind::Plug, RequestKind::Plug, RequestKind::Unplug]);
+            let nb_blocks = 1 + self.random.below(8) as u16;
+            let addr = self.shape.addr + first * self.shape.block_size;
+            self.device.handle(&Request { kind, addr, nb_blocks }.to_bytes(), &mut self.host);
+        }
+        self.is_foreign = true;
     }
 
     /// The device goes on in another process. Driver and guest notice nothing.
@@ -316,8 +373,7 @@ impl World {
                 None
             }
             Action::Send(request) => {
-                let outcome = self.deliver(request);
-                self.complete(outcome);
+                self.send(request);
                 None
             }
             action => {
@@ -331,9 +387,39 @@ impl World {
         idle
     }
 
+    /// Sends a request, and those that may be sent beside it. They are served in any order.
+    fn send(&mut self, request: Request) {
+        let mut under_way = vec![request];
+        let most = if self.random.chance(50) { 1 } else { 64 };
+        while under_way.len() < most {
+            let Some(other) = self.driver.next_request() else { break };
+            self.remember(format!("    beside it {other:x?}"));
+            let names = |one: &Request| {
+                let first = one.addr / self.shape.block_size;
+                first..first + u64::from(one.nb_blocks)
+            };
+            let (new, kind) = (names(&other), other.kind);
+            let is_beside = |one: &Request| names(one).end <= new.start || new.end <= names(one).start;
+            assert!(under_way.iter().all(|one| one.kind == kind && is_beside(one)), "{under_way:x?}");
+            under_way.push(other);
+        }
+        while !under_way.is_empty() {
+            let request = under_way.swap_remove(self.random.below(under_way.len() as u64) as usize);
+            let outcome = self.deliver(request);
+            self.remember(format!("    {outcome:x?}"));
+            self.disturb();
+            self.driver.complete_request(request, outcome);
+        }
+    }
+
     fn complete(&mut self, outcome: Outcome) {
         self.remember(format!("    {outcome:x?}"));
-        // Events during an action must not disturb the action.
+        self.disturb();
+        self.driver.complete(outcome);
+    }
+
+    /// Events during an action must not disturb the action.
+    fn disturb(&mut self) {
         if self.random.chance(self.faults) {
             self.move_target();
             self.driver.config_changed();
@@ -341,7 +427,6 @@ impl World {
         if self.random.chance(self.faults) {
             self.driver.retry();
         }
-        self.driver.complete(outcome);
     }
 
     fn read_config(&mut self) -> Outcome {

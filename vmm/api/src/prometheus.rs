@@ -54,6 +54,10 @@ const RISING: &[&str] = &[
     "alloc_failed",
     "alloc_waited",
     "alloc_gave_up",
+    "driver_mismatches",
+    "driver_errors",
+    "driver_overdue",
+    "driver_resets",
 ];
 
 /// All metrics.

@@ -245,7 +245,7 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
 /// the type from which Linux makes a pmem device without further ACPI tables.
 fn memory_map(config: &Config) -> Vec<hvm_memmap_table_entry> {
     let ram = layout::ram(config.memory).flat_map(|range| range.without(LEGACY_HOLE));
-    let regions = layout::regions(config.memory, config.region_sizes()).unwrap_or_default();
+    let regions = layout::regions(config.memory, config.places()).unwrap_or_default();
     let pmem = regions.into_iter().skip(config.hotplug.len());
     ram.map(|range| (range, MEMMAP_RAM))
         .chain(pmem.map(|range| (range, tidevm_abi::E820_PRAM)))

@@ -6,22 +6,23 @@
 
 use std::path::PathBuf;
 
-use tidevm_abi::cmdline::OWN_KEYS;
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
 use crate::confine::Confinement;
 use crate::confine::jail::Jail;
-use crate::memory::layout;
+use crate::memory::layout::{self, Place, REGION_ALIGN};
 use crate::snapshot::folder::Destination;
 use crate::snapshot::opened::Snapshot;
 use crate::socket::Listener;
 
 pub(crate) mod balloon;
+mod error;
 mod hotplug;
 mod kernel;
 mod numa;
 
 pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
+pub use error::ConfigError;
 pub use hotplug::HotplugConfig;
 pub use numa::{NodeConfig, NumaError};
 pub use tidevm_abi::cmdline::InitPolicy;
@@ -32,8 +33,15 @@ pub const MIN_MEMORY: Size = Size::mib(32);
 /// Most vCPUs: local APIC ids are 8 bits wide, and id 255 addresses all of them.
 pub const MAX_CPUS: u8 = 254;
 
-/// Least device block of a virtio-mem device: a pageblock of the guest and a huge page of the host.
-pub const MIN_DEVICE_BLOCK: Size = Size::mib(2);
+/// Default device block of a virtio-mem device: a pageblock of the guest and a huge page of the host. Boot memory is made of
+/// them too.
+pub const DEFAULT_DEVICE_BLOCK: Size = Size::mib(2);
+
+/// Least device block of a virtio-mem device, as in QEMU.
+pub const MIN_DEVICE_BLOCK: Size = Size::mib(1);
+
+/// Largest device block: regions begin at whole ones, and are placed at whole GiB.
+pub const MAX_DEVICE_BLOCK: Size = Size(REGION_ALIGN);
 
 /// Highest number of a NUMA node: a Linux kernel built for few nodes supports 64.
 pub const MAX_NODE: u16 = 63;
@@ -146,144 +154,6 @@ pub enum ConsoleMode {
     Connect(PathBuf),
 }
 
-/// Why a [`Config`] is not possible.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// No vCPU, or more than the kernel brings up, or more than there are APIC ids.
-    #[error("--cpus {given}: there can be 1 to {most} vCPUs")]
-    Cpus {
-        /// The configured number.
-        given: u8,
-        /// The largest possible number.
-        most: u8,
-    },
-    /// Too little boot memory.
-    #[error("--memory {0}: the guest needs at least {MIN_MEMORY}")]
-    MemoryTooSmall(Size),
-    /// Boot memory is not made of huge pages.
-    #[error("--memory {0}: must be a multiple of {MIN_DEVICE_BLOCK}")]
-    MemoryUnaligned(Size),
-    /// The memory block is not a supported one.
-    #[error(
-        "--memory-block {0}: must be a power of two from {MEMORY_BLOCK} to {most}",
-        most = Size(MAX_MEMORY_BLOCK_SIZE)
-    )]
-    MemoryBlock(Size),
-    /// More memory than the guest can address.
-    #[error(
-        "boot memory, hotplug regions and device memory end at {end}, beyond the {} that a guest can address: \
-         make --memory, --hotplug size= or --pmem size= smaller",
-        Size(MAX_PHYS_ADDR)
-    )]
-    TooLarge {
-        /// Where the last range would end.
-        end: Size,
-    },
-    /// More devices than the guest drives.
-    #[error("--hotplug given {given} times: the guest drives {max} devices at most")]
-    TooManyDevices {
-        /// The configured number of regions.
-        given: usize,
-        /// The largest possible number.
-        max: usize,
-    },
-    /// The region is empty or not made of memory blocks.
-    #[error(
-        "--hotplug #{device} size={size}: must be a multiple of the guest's memory block, {MEMORY_BLOCK}{}",
-        nearest(*.size, MEMORY_BLOCK)
-    )]
-    RegionUnaligned {
-        /// Index of the `--hotplug`, from 0.
-        device: usize,
-        /// Its size.
-        size: Size,
-    },
-    /// More ranges of device memory than the guest looks for.
-    #[error("--pmem given {given} times: the guest looks for {MAX_PMEM} at most")]
-    TooManyPmem {
-        /// The configured number of ranges.
-        given: usize,
-    },
-    /// The device memory is empty or not made of memory blocks.
-    #[error(
-        "--pmem #{device} size={size}: must be a multiple of the guest's memory block, {MEMORY_BLOCK}{}",
-        nearest(*.size, MEMORY_BLOCK)
-    )]
-    PmemUnaligned {
-        /// Index of the `--pmem`, from 0.
-        device: usize,
-        /// Its size.
-        size: Size,
-    },
-    /// The device block is not a supported one.
-    #[error(
-        "--hotplug #{device} block={device_block}: must be a power of two from {MIN_DEVICE_BLOCK} to {MEMORY_BLOCK}"
-    )]
-    DeviceBlock {
-        /// Index of the `--hotplug`, from 0.
-        device: usize,
-        /// Its device block.
-        device_block: Size,
-    },
-    /// The target is not made of device blocks.
-    #[error(
-        "--hotplug #{device} requested={requested}: must be a multiple of its block, {device_block}{}",
-        nearest(*.requested, *.device_block)
-    )]
-    RequestedUnaligned {
-        /// Index of the `--hotplug`, from 0.
-        device: usize,
-        /// Its target.
-        requested: Size,
-        /// Its device block.
-        device_block: Size,
-    },
-    /// There is no such node.
-    #[error("--hotplug #{device} node={node}: nodes are numbered from 0 to {MAX_NODE}")]
-    Node {
-        /// Index of the `--hotplug`, from 0.
-        device: usize,
-        /// Its node.
-        node: u16,
-    },
-    /// The nodes do not fit the rest of the configuration.
-    #[error(transparent)]
-    Numa(#[from] NumaError),
-    /// The balloon is not possible.
-    #[error(transparent)]
-    Balloon(#[from] BalloonError),
-    /// The target does not fit.
-    #[error("--hotplug #{device} requested={requested}: the region has only {size}")]
-    RequestedTooLarge {
-        /// Index of the `--hotplug`, from 0.
-        device: usize,
-        /// Its target.
-        requested: Size,
-        /// Its size.
-        size: Size,
-    },
-    /// The embedded guest reads no RAM disk.
-    #[error(
-        "--initrd: the built-in guest has no use for an initial RAM disk; leave it out, or give --kernel too"
-    )]
-    Initrd,
-    /// The command line has a word of the embedded guest that the embedded guest does not know.
-    #[error(
-        "--cmdline: `{word}` is no word of the built-in guest, whose own are {}=VALUE",
-        OWN_KEYS.join("=VALUE, ")
-    )]
-    CmdlineWord {
-        /// The word, or its first part.
-        word: String,
-    },
-    /// The command line holds a byte that cannot be passed on.
-    #[error("--cmdline: byte {position} is not printable ASCII")]
-    CmdlineText {
-        /// Offset of the byte.
-        position: usize,
-    },
-}
-
 /// The multiples of `unit` next to `size`, as advice.
 fn nearest(size: Size, unit: Size) -> String {
     let below = size.0 - size.0 % unit.0;
@@ -310,7 +180,7 @@ impl Config {
         if self.memory < MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall(self.memory));
         }
-        if !self.memory.0.is_multiple_of(MIN_DEVICE_BLOCK.0) {
+        if !self.memory.0.is_multiple_of(DEFAULT_DEVICE_BLOCK.0) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
         let block = self.memory_block;
@@ -334,7 +204,7 @@ impl Config {
         if let Some(balloon) = self.balloon {
             balloon.validate()?;
         }
-        match layout::end(self.memory, self.region_sizes()) {
+        match layout::end(self.memory, self.places()) {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
         }
@@ -352,8 +222,8 @@ impl Config {
     }
 
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.
-    pub(crate) fn region_sizes(&self) -> impl Iterator<Item = Size> {
-        self.hotplug.iter().map(|hotplug| hotplug.size).chain(self.pmem.iter().copied())
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.hotplug.iter().map(HotplugConfig::place).chain(self.pmem.iter().map(|&size| size.into()))
     }
 }
 

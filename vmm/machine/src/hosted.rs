@@ -80,7 +80,7 @@ impl Devices {
     /// # Errors
     /// The host has not enough address space, memory or file descriptors.
     pub fn new(boot: Size, config: &HotplugConfig) -> io::Result<Self> {
-        let memory = Memory::new(boot, &[config.size], &[], Box::new(NoKvm::default()));
+        let memory = Memory::new(boot, &[config.place()], &[], Box::new(NoKvm::default()));
         let memory = Arc::new(memory.map_err(io::Error::other)?);
         let state = Arc::new(SharedState::new(Instant::now(), vec![MemStatus::default()]));
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
@@ -241,8 +241,8 @@ impl Loaded {
 /// # Panics
 /// When the host has not enough address space for the machine.
 pub fn load(config: &Config, kernel: Vec<u8>, initrd: Option<&[u8]>) -> Result<Loaded, BootError> {
-    let sizes: Vec<Size> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
-    let memory = Memory::new(config.memory, &sizes, &config.pmem, Box::new(NoKvm::default()));
+    let places: Vec<_> = config.hotplug.iter().map(HotplugConfig::place).collect();
+    let memory = Memory::new(config.memory, &places, &config.pmem, Box::new(NoKvm::default()));
     let memory = memory.expect("address space for a machine");
     let image = Image::new("kernel".to_owned(), kernel.into());
     let entry = boot::load(config, &image, initrd, 1_000_000, &memory.view())?;

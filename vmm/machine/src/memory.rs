@@ -40,6 +40,7 @@ pub mod slots;
 mod view;
 
 use host_calls::FailedCall;
+use layout::Place;
 use mapping::Mapping;
 use range::{GuestRange, OffsetRange};
 use region::RamRegion;
@@ -90,14 +91,14 @@ pub struct MemoryError {
 }
 
 impl Memory {
-    /// Makes boot memory and device memory with their slots, and reserves a hotplug region of each of
-    /// `sizes`. [`crate::Config::validate`] has checked the sizes.
+    /// Makes boot memory and device memory with their slots, and reserves the hotplug regions at
+    /// `places`. [`crate::Config::validate`] has checked the places.
     ///
     /// # Errors
     /// The host refuses a mapping, or KVM a slot.
     pub fn new(
         boot: Size,
-        sizes: &[Size],
+        places: &[Place],
         pmem: &[Size],
         mut slots: Box<dyn Slots>,
     ) -> Result<Self, MemoryError> {
@@ -106,10 +107,11 @@ impl Memory {
         let view = View::of_boot_memory(&boot_mapping).map_err(fail("boot memory", boot.0))?;
         add_boot_slots(&boot_mapping, &mut *slots)?;
         let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let mut ranges = layout::regions(boot, sizes.iter().chain(pmem).copied())
-            .ok_or_else(overflow)
-            .map_err(fail("the hotplug regions", u64::MAX))?;
-        let pmem = ranges.split_off(sizes.len()).into_iter().enumerate().map(open_pmem);
+        let mut ranges =
+            layout::regions(boot, places.iter().copied().chain(pmem.iter().map(|&size| size.into())))
+                .ok_or_else(overflow)
+                .map_err(fail("the hotplug regions", u64::MAX))?;
+        let pmem = ranges.split_off(places.len()).into_iter().enumerate().map(open_pmem);
         let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
         add_pmem_slots(&pmem, &mut *slots)?;
         let mut regions = Vec::new();

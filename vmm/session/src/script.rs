@@ -226,6 +226,7 @@ fn misfit(command: &Command, config: &Config) -> Option<String> {
             return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
         }
         Command::Resize(resize) => (resize.device, Some(resize.target)),
+        Command::Rebind { device } => (usize::from(*device), None),
         Command::Expect(expect) if expect.metric.is_of_devices() => (expect.device.unwrap_or(0), None),
         Command::Expect(expect) => return missing_node(expect.metric, config),
         _ => return None,

@@ -293,6 +293,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             },
             Command::Blocks => self.blocks(),
             Command::Readd { size, addr } => self.readd(*size, *addr),
+            Command::Rebind { device } => self.rebind(*device),
             Command::Pmem(pmem) => self.pmem(pmem),
             Command::Race(race) => self.race(*race),
             Command::Corrupt(corrupt) => self.need_agent().and_then(|()| self.corrupt(corrupt)),

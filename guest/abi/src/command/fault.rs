@@ -45,12 +45,16 @@ pub(super) const FAULT_STEPS: Table<FaultStep> = &[
     ("isolate", FaultStep::Isolate),
     ("migrate", FaultStep::Migrate),
     ("page-table", FaultStep::PageTable),
+    ("answer", FaultStep::Answer),
+    ("notify", FaultStep::Notify),
+    ("device", FaultStep::Device),
 ];
 
 impl FaultStep {
-    /// Every step that can fail on demand.
-    pub fn all() -> impl Iterator<Item = Self> {
-        FAULT_STEPS.iter().map(|(_, step)| *step)
+    /// Every step of memory management that can fail on demand. None of them makes a driver wait for its device.
+    pub fn of_memory() -> impl Iterator<Item = Self> {
+        let of_driver = [Self::Answer, Self::Notify, Self::Device];
+        FAULT_STEPS.iter().map(|(_, step)| *step).filter(move |step| !of_driver.contains(step))
     }
 }
 

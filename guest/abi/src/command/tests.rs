@@ -113,6 +113,7 @@ fn plain() -> impl Strategy<Value = Command> {
         Just(Command::Check),
         Just(Command::Blocks),
         (1..u64::MAX, any::<u64>()).prop_map(|(size, addr)| Command::Readd { size: Size(size), addr }),
+        any::<u8>().prop_map(|device| Command::Rebind { device }),
         option::of(durations()).prop_map(|within| Command::Reset { within }),
         durations().prop_map(Command::Sleep),
         (1..=MAX_RACE_CYCLES, any::<bool>()).prop_map(|(cycles, held)| Command::Race(Race { cycles, held })),
@@ -189,6 +190,7 @@ const WORDS: &[&str] = &[
     "sleep",
     "inject",
     "readd",
+    "rebind",
     "at",
     "migrate",
     "after",
@@ -222,6 +224,7 @@ fn lines_of_the_manual_are_commands() {
         ("expect plugged == 0 within 0 s", "expect plugged == 0 within 0s"),
         ("churn 2 threads for 5 s as s", "churn 2 threads for 5s as s"),
         ("readd 1 G at 4 G", "readd 1G at 4G"),
+        ("rebind 1 # the second", "rebind 1"),
         ("sleep 2 m", "sleep 2m"),
         ("resize 5000 B", "resize 5000"),
         ("fails resize 0 because \"cannot move\"", "fails resize 0 because \"cannot move\""),
@@ -359,7 +362,7 @@ fn one_and_many_are_both_accepted() {
 fn every_verb_is_listed_with_its_usage() {
     let error = "grow 2G".parse::<Command>().unwrap_err();
     let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, fails, stats, \
-                  check, blocks, readd, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
+                  check, blocks, readd, rebind, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
     assert_eq!(error.message, listed);
     for verb in VERBS {
         assert_eq!(verb.usage.split(' ').next(), Some(verb.word));

@@ -31,7 +31,7 @@ fn every_metric_has_a_name_of_its_own() {
         assert_eq!(Metric::new(&name), Some(*metric), "{name}");
         assert!(all[..index].iter().all(|other| other.to_string() != name), "{name} stands for two");
     }
-    assert_eq!(all.len(), 4 + 14 + 3 * 4 + 4 * (2 + 3 * 4));
+    assert_eq!(all.len(), 4 + 18 + 3 * 4 + 4 * (2 + 3 * 4));
 }
 
 #[test]
@@ -69,7 +69,8 @@ fn names_are_those_of_scripts() {
     }
     let listed = "plugged, requested, host.held, resets, memmap.boot_pages, memmap.altmap_pages, blocks.online, \
                   deferred, migrated, pcp.drains, pcp.stranded, faults.injected, zone.Device.spanned, device.pages, \
-                  device.refs, alloc.failed, alloc.waited, alloc.gave_up, [node.N.]zone.{DMA32,Normal,Movable}.{spanned,present,managed,free}, \
+                  device.refs, alloc.failed, alloc.waited, alloc.gave_up, driver.mismatches, \
+                  driver.errors, driver.overdue, driver.resets, [node.N.]zone.{DMA32,Normal,Movable}.{spanned,present,managed,free}, \
                   node.N.{init.local,init.remote}";
     assert_eq!(Metric::names(), listed);
 }

@@ -35,6 +35,10 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
         alloc_failed: number(),
         alloc_waited: number(),
         alloc_gave_up: number(),
+        driver_mismatches: number(),
+        driver_errors: number(),
+        driver_overdue: number(),
+        driver_resets: number(),
         boot: BootTimes {
             mapped: number(),
             first_allocation: number(),

@@ -14,6 +14,8 @@ use tidevm_mm::{
 
 use crate::agent::{pressure, workload};
 use crate::mem::platform;
+use crate::virtio::mem::counts;
+use crate::virtio::mem::faults::{self, DriverFault};
 
 /// The zone, as records name it.
 pub fn zone_name(zone: ZoneType) -> abi::ZoneName {
@@ -24,9 +26,9 @@ pub fn zone_name(zone: ZoneType) -> abi::ZoneName {
     }
 }
 
-/// The step that a test makes fail.
-pub fn fault_step(step: abi::FaultStep) -> mm::FaultStep {
-    match step {
+/// The step that a test makes fail: one of memory management, or else one of the virtio-mem driver.
+pub fn fault_step(step: abi::FaultStep) -> Result<mm::FaultStep, DriverFault> {
+    Ok(match step {
         abi::FaultStep::MapDirect => mm::FaultStep::MapDirect,
         abi::FaultStep::MapMemmap => mm::FaultStep::MapMemmap,
         abi::FaultStep::AllocMemmap => mm::FaultStep::AllocMemmap,
@@ -34,7 +36,10 @@ pub fn fault_step(step: abi::FaultStep) -> mm::FaultStep {
         abi::FaultStep::Isolate => mm::FaultStep::Isolate,
         abi::FaultStep::Migrate => mm::FaultStep::Migrate,
         abi::FaultStep::PageTable => mm::FaultStep::PageTable,
-    }
+        abi::FaultStep::Answer => return Err(DriverFault::Answer),
+        abi::FaultStep::Notify => return Err(DriverFault::Notify),
+        abi::FaultStep::Device => return Err(DriverFault::Device),
+    })
 }
 
 /// The counters, with the milestones of boot.
@@ -61,13 +66,17 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         pcp_drains: stats.pcp_drains,
         pcp_stranded: stats.pcp_stranded,
         memmaps_written: stats.memmaps_written,
-        faults_injected: platform::faults_injected(),
+        faults_injected: platform::faults_injected() + faults::injected(),
         device_spanned: stats.device.spanned,
         device_pages: stats.device.pages,
         device_refs: stats.device.refs,
         alloc_failed: stats.alloc_failed_movable + stats.alloc_failed_kernel,
         alloc_waited: pressure::waited(),
         alloc_gave_up: pressure::gave_up(),
+        driver_mismatches: counts::MISMATCHES.read(),
+        driver_errors: counts::ERRORS.read(),
+        driver_overdue: counts::OVERDUE.read(),
+        driver_resets: counts::RESETS.read(),
         boot,
     }
 }

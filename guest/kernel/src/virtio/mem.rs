@@ -4,92 +4,68 @@
 //! Mirrors Linux `drivers/virtio/virtio_mem.c`. It runs as a job of the boot CPU, one action per step. It
 //! keeps the last failure in terms of memory management, for the report to the VMM: the step machine only
 //! knows the failure's kind.
+//!
+//! A device that does not answer keeps only its own driver waiting. See `link`.
 
+pub mod counts;
+pub mod faults;
+mod link;
 mod range;
+pub mod rebind;
+mod start;
 
 use alloc::boxed::Box;
-use core::fmt;
 
-use tidevm_abi::{MAX_PHYS_ADDR, Report, Resize, ResizeState, Size};
+use tidevm_abi::{Answer, Failure, Report, Resize, ResizeState, Size};
 use tidevm_mm::{MemoryContent, MhpFlags, NodeId, PhysAddr, SECTION_SIZE, SectionNr};
 use virtio_drivers::transport::{InterruptStatus, Transport};
-use virtio_mem::wire::{self, Config};
-use virtio_mem::{Action, ConfigError, Driver, DriverConfig, Idle, IdleReason, Outcome, Response};
+use virtio_mem::wire;
+use virtio_mem::{Action, Driver, DriverConfig, Idle, IdleReason, Outcome};
 
-use self::range::{PAGEBLOCK_SIZE, Parts, Stopped};
+use self::faults::DriverFault;
+use self::link::Link;
+use self::range::{Parts, Stopped};
+pub use self::start::Unusable;
+use self::start::{start, wanted};
 use super::Device;
-use super::queue::Requests;
 use crate::agent::{pressure, translate, workload};
 use crate::boot::cmdline::CommandLine;
 use crate::boot::numa;
 use crate::console::println;
 use crate::cpu::time::Instant;
 use crate::job::{Job, Progress};
-use crate::mailbox;
+use crate::mailbox::{self, Requester};
 use crate::mem::{MM, lending, stamps};
 
-const QUEUE: u16 = 0;
-const VERSION_1: u64 = 1 << 32;
-/// A device that takes longer to answer is reported.
-const PATIENCE_MILLIS: u64 = 10_000;
 /// An action on memory blocks that takes longer lets other jobs of this CPU run. Moving pages may take long.
 const TURN_MILLIS: u64 = 50;
-/// A memmap is this part of the memory that it describes: 64 bytes per page.
-const MEMMAP_SHARE: u64 = 64;
-
-/// Why a device cannot be used.
-#[derive(Debug)]
-pub enum Unusable {
-    /// The device is not reset in time, or does not agree on features.
-    Features,
-    /// There is no request queue.
-    Queue(virtio_drivers::Error),
-    /// The configuration changes with every read.
-    Restless,
-    /// The driver cannot use the configuration; with address and size of the region.
-    Config(ConfigError, u64, u64),
-    /// The region ends above the addresses that the guest uses; with address and size of the region.
-    OutOfReach(u64, u64),
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Features => f.write_str("the device does not agree on features"),
-            Self::Queue(error) => write!(f, "no request queue: {error}"),
-            Self::Restless => f.write_str("the configuration changes all the time"),
-            Self::Config(error, addr, size) => write!(f, "region of {size:#x} bytes at {addr:#x}: {error}"),
-            Self::OutOfReach(addr, size) => {
-                write!(
-                    f,
-                    "region of {size:#x} bytes at {addr:#x}: this guest uses addresses below {MAX_PHYS_ADDR:#x}"
-                )
-            }
-        }
-    }
-}
 
 /// One virtio-mem device's driver.
 pub struct MemDriver<T> {
-    device: Device<T>,
-    requests: Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>,
+    link: Link<T>,
+    /// Its number, in the order in which devices were bound.
+    index: usize,
     driver: Driver,
     /// The configuration space as it was read last.
     config: [u8; wire::CONFIG_SIZE],
     region: u64,
-    /// Sizes of the parts that the region is divided into.
+    /// Sizes of the parts that a region is divided into as the command line says.
+    wanted: DriverConfig,
+    /// Sizes of the parts that this region is divided into.
     geometry: DriverConfig,
     /// The node of the memory that the device plugs.
     node: NodeId,
     /// The memory that the device plugs is zero.
     zeroed: bool,
-    /// When to report that the device has not answered.
-    patience: Option<Instant>,
     /// When to try again without an event. Set once per pause, and none while the driver is at work.
     retry_at: Option<Instant>,
     /// The last failure.
     stuck: Option<ResizeState>,
     reported: Option<Resize>,
+    /// The call for another driver, while this one gives up its memory.
+    rebinding: Option<Requester>,
+    /// Mismatches and errors of the device that were counted.
+    counted: (u64, u64),
     /// Ticks that this driver has worked since the last configuration notification.
     worked: u64,
     /// [`workload::ended`] at the last step. When a workload ends, the pages that stopped the driver may be
@@ -98,38 +74,33 @@ pub struct MemDriver<T> {
 }
 
 impl<T: Transport> MemDriver<T> {
-    /// Binds the device.
+    /// Binds the device, the `index`-th one.
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn new(mut device: Device<T>, command_line: &CommandLine) -> Result<Box<Self>, Unusable> {
-        let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
-        let features = device.negotiate(wanted).ok_or(Unusable::Features)?;
-        let requests = Requests::new(&mut device.transport, QUEUE).map_err(Unusable::Queue)?;
-        device.transport.finish_init();
-        let mut bytes = [0; wire::CONFIG_SIZE];
-        let (config, generation) =
-            read_config(&device, &mut bytes, (0..wire::CONFIG_SIZE).step_by(4)).ok_or(Unusable::Restless)?;
-        if config.addr.checked_add(config.region_size).is_none_or(|end| end > MAX_PHYS_ADDR) {
-            return Err(Unusable::OutOfReach(config.addr, config.region_size));
-        }
-        let domain = (features & 1 << wire::F_ACPI_PXM != 0).then_some(config.node_id);
-        let geometry = geometry(command_line, &config);
-        let driver = Driver::new(geometry, config, generation)
-            .map_err(|error| Unusable::Config(error, config.addr, config.region_size))?;
+    pub fn new(device: Device<T>, index: usize, command_line: &CommandLine) -> Result<Box<Self>, Unusable> {
+        let link = Link::new(device).map_err(Unusable::Link)?;
+        let mut config = [0; wire::CONFIG_SIZE];
+        let wanted = wanted(command_line);
+        let (driver, geometry) = start(&link, &mut config, wanted)?;
+        let fixed = wire::Config::from_bytes(&config);
+        let domain = link.has_node().then_some(fixed.node_id);
+        rebind::announce(index);
         Ok(Box::new(Self {
-            device,
-            requests,
+            link,
+            index,
             driver,
-            config: bytes,
-            region: config.addr,
+            config,
+            region: fixed.addr,
+            wanted,
             geometry,
-            node: numa::node_of(domain, config.addr),
+            node: numa::node_of(domain, fixed.addr),
             zeroed: command_line.mm.content == MemoryContent::Zero,
-            patience: None,
             retry_at: None,
             stuck: None,
             reported: None,
+            rebinding: None,
+            counted: (0, 0),
             worked: 0,
             workloads_ended: workload::ended(),
         }))
@@ -138,15 +109,14 @@ impl<T: Transport> MemDriver<T> {
     /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            // Each word costs an exit, and the other fields do not change or follow from the requests.
-            Action::ReadConfig => read_config(
-                &self.device,
-                &mut self.config,
-                wire::RUN_TIME_OFFSETS.into_iter().flat_map(|field| [field, field + 4]),
-            )
-            .map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
-                Outcome::Config(Config { plugged_size: self.driver.plugged_size(), ..config }, generation)
-            }),
+            // Each word costs an exit, and the other fields do not change.
+            Action::ReadConfig => {
+                let words = wire::RUN_TIME_OFFSETS.into_iter().flat_map(|field| [field, field + 4]);
+                let read = self.link.read_config(&mut self.config, words);
+                read.map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
+                    Outcome::Config(config, generation)
+                })
+            }
             Action::AddMemoryBlocks { addr, size, fresh } => self.add(addr, size, fresh),
             Action::OnlineDeviceBlocks { addr, size } => {
                 let blocks = Parts::new(addr % SECTION_SIZE, size);
@@ -182,7 +152,7 @@ impl<T: Transport> MemDriver<T> {
     /// Says when an action on memory blocks is to stop: other jobs have waited for long, or there is a new target.
     fn turn(&self) -> impl Fn() -> bool {
         let end = Instant::in_millis(TURN_MILLIS);
-        move || self.device.line.has_fired() || end.has_passed()
+        move || self.link.device.line.has_fired() || end.has_passed()
     }
 
     /// Notes how far an action on memory blocks came, and why it did not come further.
@@ -215,11 +185,15 @@ impl<T: Transport> MemDriver<T> {
             Idle::Reached => (None, None),
             Idle::Retry { after_ms, reason } => (Some(reason), Some(Instant::in_millis(u64::from(after_ms)))),
             Idle::Blocked(reason) => (Some(reason), None),
+            Idle::Detached => unreachable!("another driver is bound then"),
         };
         let state = match reason {
             None => ResizeState::Reached,
             Some(IdleReason::HostBusy) => ResizeState::HostBusy,
             Some(IdleReason::DeviceError) => ResizeState::DeviceError,
+            Some(IdleReason::Granularity) => {
+                ResizeState::Granularity { unit: Size(self.geometry.min_block_size) }
+            }
             // The last failure has details that its kind does not have, such as page numbers.
             Some(kind) => self.stuck.filter(|&stuck| kind_of(stuck) == kind).unwrap_or(match kind {
                 IdleReason::NoRoom => ResizeState::NoRoom,
@@ -244,23 +218,72 @@ impl<T: Transport> MemDriver<T> {
         Progress::Idle(self.retry_at)
     }
 
-    /// Passes the response to the request under way to the step machine. `None` when it is not there yet.
-    fn poll_response(&mut self) -> Option<()> {
-        let bytes = self.requests.poll()?;
-        self.patience = None;
-        // A response that is too short does not tell whether the device carried the request out.
-        let outcome =
-            bytes.map_or(Outcome::NoResponse, |bytes| Outcome::Response(Response::from_bytes(&bytes)));
-        self.driver.complete(outcome);
-        Some(())
+    /// Passes the responses that are there to the step machine. Returns whether all requests came back.
+    fn take_responses(&mut self) -> bool {
+        while let Some((request, outcome)) = self.link.poll() {
+            let is_forgotten = faults::acts(DriverFault::Answer);
+            let outcome = if is_forgotten { Outcome::Failed(IdleReason::HostBusy) } else { outcome };
+            self.driver.complete_request(request, outcome);
+        }
+        self.link.under_way() == 0
     }
 
-    fn wait_for_response(&mut self) -> Progress {
-        if self.patience.is_some_and(Instant::has_passed) {
-            println!("virtio-mem at {:#x}: no answer for {PATIENCE_MILLIS} ms; still waiting", self.region);
-            self.patience = None;
+    /// The requests are lost: the device was reset, or is to be.
+    fn lose_requests(&mut self, lost: usize) {
+        (0..lost).for_each(|_| self.driver.complete(Outcome::NoResponse));
+        self.driver.config_changed();
+    }
+
+    /// Waits for responses, and looks after a device that does not answer.
+    fn wait_for_responses(&mut self) -> Progress {
+        let (lost, was_down) = (self.link.under_way(), self.link.is_down());
+        let is_reset = self.link.look_after(self.region);
+        if is_reset || self.link.is_down() && !was_down {
+            self.lose_requests(lost);
         }
-        Progress::Idle(self.patience)
+        if is_reset { Progress::Again } else { Progress::Idle(self.link.look_at()) }
+    }
+
+    /// The driver has given up its memory for another one, or could not.
+    fn rebind(&mut self, requester: Requester, idle: Idle) -> Progress {
+        let answer = if idle == Idle::Detached {
+            self.bind_again().map_or_else(
+                |reason| {
+                    println!("virtio-mem at {:#x}: not bound again: {reason}", self.region);
+                    self.driver.attach();
+                    Answer::Failed(Failure::NoDriver)
+                },
+                |()| Answer::Done,
+            )
+        } else {
+            self.driver.attach();
+            let pages = if let Some(ResizeState::Unmovable { pages, .. }) = self.stuck { pages } else { 0 };
+            Answer::Failed(Failure::Stuck { addr: self.region, pages })
+        };
+        requester.answer(answer);
+        Progress::Again
+    }
+
+    /// Resets the device, and starts with what it finds.
+    fn bind_again(&mut self) -> Result<(), Unusable> {
+        self.link.start().map_err(Unusable::Link)?;
+        (self.driver, self.geometry) = start(&self.link, &mut self.config, self.wanted)?;
+        (self.reported, self.stuck, self.counted) = (None, None, (0, 0));
+        Ok(())
+    }
+
+    /// Adds to the counts of all drivers what this one has counted.
+    fn count(&mut self) {
+        let (mismatches, errors) = (self.driver.mismatches(), self.driver.device_errors());
+        if mismatches > self.counted.0 {
+            println!(
+                "virtio-mem at {:#x}: the plugged size is not what the driver believes; it asks for the state",
+                self.region
+            );
+        }
+        counts::MISMATCHES.add(mismatches - self.counted.0);
+        counts::ERRORS.add(errors - self.counted.1);
+        self.counted = (mismatches, errors);
     }
 }
 
@@ -268,6 +291,7 @@ impl<T: Transport + Send> Job for MemDriver<T> {
     fn step(&mut self) -> Progress {
         let (began, reported) = (Instant::now(), self.reported);
         let progress = self.advance();
+        self.count();
         self.worked += Instant::now().0 - began.0;
         if self.reported != reported {
             stamps::target_reached(self.worked);
@@ -279,13 +303,24 @@ impl<T: Transport + Send> Job for MemDriver<T> {
 impl<T: Transport> MemDriver<T> {
     /// Carries out the next action, or looks at what came of the last one.
     fn advance(&mut self) -> Progress {
-        if self.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
+        if self.link.device.interrupts().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
             self.worked = 0;
             self.driver.config_changed();
             self.retry_at = None;
+            let lost = self.link.under_way();
+            if lost > 0 && self.link.needs_reset() {
+                self.link.reset(self.region);
+                self.lose_requests(lost);
+            }
         }
-        if self.requests.is_busy() && self.poll_response().is_none() {
-            return self.wait_for_response();
+        if self.link.is_down() || !self.take_responses() {
+            self.link.send(|| self.driver.next_request());
+            return self.wait_for_responses();
+        }
+        if let Some(requester) = rebind::take(self.index) {
+            self.rebinding = Some(requester);
+            self.retry_at = None;
+            self.driver.detach();
         }
         let ended = workload::ended();
         if self.retry_at.is_some_and(Instant::has_passed) || ended != self.workloads_ended {
@@ -294,11 +329,14 @@ impl<T: Transport> MemDriver<T> {
             self.driver.retry();
         }
         match self.driver.next() {
-            Action::Idle(idle) => self.idle(idle),
+            Action::Idle(idle) => match self.rebinding.take() {
+                Some(requester) => self.rebind(requester, idle),
+                None => self.idle(idle),
+            },
             Action::Send(request) => {
-                self.requests.send(&mut self.device.transport, request.to_bytes());
-                self.patience = Some(Instant::in_millis(PATIENCE_MILLIS));
-                Progress::Idle(self.patience)
+                let mut first = Some(request);
+                self.link.send(|| first.take().or_else(|| self.driver.next_request()));
+                Progress::Idle(self.link.look_at())
             }
             Action::OfflineDeviceBlocks { .. } | Action::RemoveMemoryBlocks { .. } if !lending::hold() => {
                 // Memory that is lent to the host cannot go offline, and comes back soon.
@@ -311,53 +349,6 @@ impl<T: Transport> MemDriver<T> {
             }
         }
     }
-}
-
-/// Reads the words of the configuration space at offsets `words` into `bytes`. Returns the configuration and its
-/// generation, which is that of all words that were read. `None` when the generation changes with every read.
-fn read_config(
-    device: &Device<impl Transport>,
-    bytes: &mut [u8; wire::CONFIG_SIZE],
-    words: impl Iterator<Item = usize> + Clone,
-) -> Option<(Config, u32)> {
-    const TRIES: u32 = 100;
-    let transport = &device.transport;
-    for _ in 0..TRIES {
-        let before = transport.read_config_generation();
-        for offset in words.clone() {
-            let value: u32 = transport.read_config_space(offset).ok()?;
-            bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-        }
-        if transport.read_config_generation() == before {
-            return Some((Config::from_bytes(bytes), before));
-        }
-    }
-    None
-}
-
-/// The parts that the device's region is divided into: as the command line says, as far as that fits the
-/// region.
-fn geometry(command_line: &CommandLine, config: &Config) -> DriverConfig {
-    let memmap_size =
-        if command_line.mm.memmap_on_memory { command_line.memory_block.0 / MEMMAP_SHARE } else { 0 };
-    let wanted = DriverConfig {
-        memory_block_size: command_line.memory_block.0,
-        memmap_size,
-        min_block_size: PAGEBLOCK_SIZE,
-    };
-    let fit = wanted.fit(config, SECTION_SIZE);
-    if fit != wanted {
-        println!(
-            "virtio-mem: region of {:#x} bytes at {:#x}: memory blocks of {} MiB do not fit; they have {} MiB, \
-             their memmaps lie in {} memory",
-            config.region_size,
-            config.addr,
-            wanted.memory_block_size >> 20,
-            fit.memory_block_size >> 20,
-            if fit.memmap_size > 0 { "the new" } else { "older" }
-        );
-    }
-    fit
 }
 
 /// The kind of a failure, for the step machine.

@@ -12,15 +12,44 @@ use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
 use super::hal::KernelHal;
+use crate::cpu::time::Instant;
 use crate::mem::paging::phys_to_virt;
 
-/// A queue of requests with one response each, one at a time.
+/// Most requests that are under way. Each takes two descriptors.
+const MOST_REQUESTS: usize = 32;
+
+/// A queue of requests with one response each.
 pub struct Requests<const REQUEST: usize, const RESPONSE: usize> {
-    queue: VirtQueue<KernelHal, 4>,
+    ring: Ring,
     index: u16,
-    request: Box<[u8; REQUEST]>,
-    response: Box<[u8; RESPONSE]>,
-    lent: Option<u16>,
+    slots: Box<[Slot<REQUEST, RESPONSE>; MOST_REQUESTS]>,
+    /// How many requests the ring has room for, at most [`MOST_REQUESTS`].
+    room: usize,
+    /// How many are under way.
+    under_way: usize,
+}
+
+/// The descriptors: as many as are of use, or few, for a device with a small queue.
+enum Ring {
+    Large(Box<VirtQueue<KernelHal, { 2 * MOST_REQUESTS }>>),
+    Small(VirtQueue<KernelHal, 4>),
+}
+
+/// A request and its response.
+struct Slot<const REQUEST: usize, const RESPONSE: usize> {
+    request: [u8; REQUEST],
+    response: [u8; RESPONSE],
+    /// The token, and when the request was put into the queue.
+    lent: Option<(u16, Instant)>,
+}
+
+/// A request that came back, with the bytes that the device wrote, or `None` in their place when the device wrote
+/// fewer bytes than a response has.
+pub struct Answered<const REQUEST: usize, const RESPONSE: usize> {
+    /// The request.
+    pub request: [u8; REQUEST],
+    /// The response.
+    pub response: Option<[u8; RESPONSE]>,
 }
 
 impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
@@ -29,39 +58,92 @@ impl<const REQUEST: usize, const RESPONSE: usize> Requests<REQUEST, RESPONSE> {
     /// # Errors
     /// When the device has no such queue or there is no memory.
     pub fn new(transport: &mut impl Transport, index: u16) -> virtio_drivers::Result<Self> {
-        let queue = VirtQueue::new(transport, index, false, false)?;
-        let (request, response) = (Box::new([0; REQUEST]), Box::new([0; RESPONSE]));
-        Ok(Self { queue, index, request, response, lent: None })
+        let is_large = transport.max_queue_size(index) as usize >= 2 * MOST_REQUESTS;
+        let (ring, room) = if is_large {
+            (Ring::Large(Box::new(VirtQueue::new(transport, index, false, false)?)), MOST_REQUESTS)
+        } else {
+            (Ring::Small(VirtQueue::new(transport, index, false, false)?), 2)
+        };
+        let slot = || Slot { request: [0; REQUEST], response: [0; RESPONSE], lent: None };
+        Ok(Self { ring, index, slots: Box::new(core::array::from_fn(|_| slot())), room, under_way: 0 })
     }
 
-    /// Sends a request. No other request may be under way.
-    pub fn send(&mut self, transport: &mut impl Transport, request: [u8; REQUEST]) {
-        assert!(self.lent.is_none(), "a request is under way");
-        *self.request = request;
-        self.response.fill(0);
-        // SAFETY: the buffers are this value's own boxes, and nothing accesses them while `lent` holds the
-        // token, until `poll` has them back.
-        let token = unsafe { self.queue.add(&[&self.request[..]], &mut [&mut self.response[..]]) };
-        self.lent = Some(token.expect("the queue has room for one request"));
-        if self.queue.should_notify() {
+    /// Whether another request can be put into the queue.
+    pub fn has_room(&self) -> bool {
+        self.under_way < self.room
+    }
+
+    /// Number of requests under way.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Puts a request into the queue, which has room. The device is not notified.
+    pub fn put(&mut self, request: [u8; REQUEST]) {
+        let slot = self.slots.iter_mut().find(|slot| slot.lent.is_none()).expect("a free slot");
+        slot.request = request;
+        slot.response.fill(0);
+        let (inputs, outputs) = (&[&slot.request[..]], &mut [&mut slot.response[..]]);
+        // SAFETY: the buffers are in this value's own box, and nothing accesses them while `lent` holds the token,
+        // until `poll` has them back.
+        let token = unsafe {
+            match &mut self.ring {
+                Ring::Large(ring) => ring.add(inputs, outputs),
+                Ring::Small(ring) => ring.add(inputs, outputs),
+            }
+        };
+        slot.lent = Some((token.expect("the queue has room for the request"), Instant::now()));
+        self.under_way += 1;
+    }
+
+    /// Notifies the device of the requests in the queue, if it wants that.
+    pub fn notify(&mut self, transport: &mut impl Transport) {
+        let is_wanted = match &self.ring {
+            Ring::Large(ring) => ring.should_notify(),
+            Ring::Small(ring) => ring.should_notify(),
+        };
+        if is_wanted {
             transport.notify(self.index);
         }
     }
 
-    /// The response, once it is there: the bytes that the device wrote, or `None` in their place when the
-    /// device wrote fewer bytes than a response has.
-    pub fn poll(&mut self) -> Option<Option<[u8; RESPONSE]>> {
-        let token = self.lent?;
-        // SAFETY: these are the buffers that `send` added for this token.
-        let written =
-            unsafe { self.queue.pop_used(token, &[&self.request[..]], &mut [&mut self.response[..]]).ok()? };
-        self.lent = None;
-        Some((written as usize >= RESPONSE).then_some(*self.response))
+    /// A request that came back, if one did.
+    pub fn poll(&mut self) -> Option<Answered<REQUEST, RESPONSE>> {
+        let next = self.next_used()?;
+        let is_it = |slot: &&mut Slot<REQUEST, RESPONSE>| slot.lent.is_some_and(|(token, _)| token == next);
+        let slot = self.slots.iter_mut().find(is_it)?;
+        let (inputs, outputs) = (&[&slot.request[..]], &mut [&mut slot.response[..]]);
+        // SAFETY: these are the buffers that `put` added for this token.
+        let written = unsafe {
+            match &mut self.ring {
+                Ring::Large(ring) => ring.pop_used(next, inputs, outputs),
+                Ring::Small(ring) => ring.pop_used(next, inputs, outputs),
+            }
+        };
+        let written = written.ok()? as usize;
+        slot.lent = None;
+        self.under_way -= 1;
+        Some(Answered { request: slot.request, response: (written >= RESPONSE).then_some(slot.response) })
     }
 
-    /// Whether a request is under way.
-    pub fn is_busy(&self) -> bool {
-        self.lent.is_some()
+    /// The token of the request that came back next.
+    fn next_used(&self) -> Option<u16> {
+        match &self.ring {
+            Ring::Large(ring) => ring.peek_used(),
+            Ring::Small(ring) => ring.peek_used(),
+        }
+    }
+
+    /// Whether the device has given back a request that it did not have. The queue is of no use any more.
+    pub fn is_broken(&self) -> bool {
+        let is_known = |next| self.slots.iter().any(|slot| slot.lent.is_some_and(|(token, _)| token == next));
+        self.next_used().is_some_and(|next| !is_known(next))
+    }
+
+    /// The request that has waited longest, and since when.
+    pub fn oldest(&self) -> Option<(&[u8; REQUEST], Instant)> {
+        let waiting = self.slots.iter().filter_map(|slot| Some((&slot.request, slot.lent?.1)));
+        waiting.min_by_key(|(_, since)| *since)
     }
 }
 

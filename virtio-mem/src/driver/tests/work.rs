@@ -11,7 +11,7 @@ const SEARCHES: u64 = 6;
 impl Guest {
     fn visited(&self) -> u64 {
         let region = &self.driver.region;
-        [&region.online, &region.strays, &region.parked, &region.holes]
+        [&region.online, &region.strays, &region.parked, &region.holes, &self.driver.scraps]
             .iter()
             .map(|set| set.visited.get())
             .sum()
@@ -50,6 +50,56 @@ fn a_region_without_holes_costs_a_few_looks_a_step() {
             steps <= 2 + 2 * gib.div_ceil(8) && visited <= OF_A_STEP * steps,
             "{gib} GiB down: {visited} in {steps}"
         );
+    }
+}
+
+/// One device block comes and goes, at the end of what is plugged and in a hole: the same work in each region, however large.
+#[test]
+fn a_single_device_block_costs_the_same_in_every_region() {
+    let work = |gib: u64| -> Vec<u64> {
+        let mut guest = Guest::new(gib << 30, BLOCK);
+        let half = gib << 9;
+        guest.resize(half);
+        guest.work(300, |_| None);
+        let mut looks = Vec::new();
+        let mut change = |guest: &mut Guest, mib, outcome: fn(Action) -> Option<Outcome>| {
+            guest.resize(mib);
+            let (steps, visited) = guest.work(10, outcome);
+            assert!(visited <= 20 * OF_A_STEP, "{gib} GiB to {mib} MiB: {visited} in {steps}");
+            looks.extend([steps, visited]);
+        };
+        let in_the_middle = |action| match action {
+            Action::OfflineDeviceBlocks { addr: at, .. } if at >= addr(0) && (at / BLOCK) % 64 == 61 => None,
+            action => unmovable(action),
+        };
+        change(&mut guest, half + 2, |_| None);
+        change(&mut guest, half, |_| None);
+        change(&mut guest, half - 2, in_the_middle);
+        change(&mut guest, half, |_| None);
+        // A device that gives another number, and a driver that looks into it by what it believes.
+        guest.told = Some((half + 2) * MIB);
+        let boundary = half * MIB / BLOCK;
+        guest.driver.config_changed();
+        let (steps, visited) = guest.work(300, telling_runs(boundary));
+        let requests = (gib << 30) / BLOCK / u64::from(u16::MAX) + 2;
+        assert!(steps <= 2 + requests && visited <= 2 * OF_A_STEP * steps, "{visited} in {steps}");
+        looks
+    };
+    assert_eq!(work(16), work(16 << 10));
+}
+
+/// The answers of a device on which the first `plugged` device blocks are plugged, without counting them.
+fn telling_runs(plugged: u64) -> impl Fn(Action) -> Option<Outcome> {
+    move |action| {
+        let Action::Send(Request { kind: RequestKind::State, addr: at, nb_blocks }) = action else {
+            return None;
+        };
+        let (first, end) = ((at - ADDR) / BLOCK, (at - ADDR) / BLOCK + u64::from(nb_blocks));
+        Some(Outcome::Response(Response::with_state(match plugged {
+            _ if end <= plugged => BlockState::Plugged,
+            _ if first >= plugged => BlockState::Unplugged,
+            _ => BlockState::Mixed,
+        })))
     }
 }
 

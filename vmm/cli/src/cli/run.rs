@@ -26,7 +26,7 @@ pub struct Run {
     #[arg(long, value_name = "memory=SIZE[,cpus=0]", value_parser = node)]
     numa: Vec<NodeConfig>,
     /// A hotplug region and its virtio-mem device; may be given several times
-    #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0][,extent=256M]", value_parser = hotplug)]
+    #[arg(long, value_name = "size=SIZE[,block=2M][,requested=0][,node=0][,extent=256M][,offset=0]", value_parser = hotplug)]
     hotplug: Vec<HotplugConfig>,
     /// Size the machine by what its guest uses: boot memory and hotplug memory together
     #[arg(long, value_name = "min=SIZE,max=SIZE[,headroom=10%]", value_parser = str::parse::<Wish>)]
@@ -221,6 +221,7 @@ mod tests {
                     requested: Size::mib(128),
                     node: Some(1),
                     extent: Size::gib(4),
+                    offset: Size::mib(64),
                 },
             ],
             pmem: vec![Size::gib(1), Size::mib(128)],
@@ -242,7 +243,7 @@ mod tests {
             restore: None,
         };
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
-                       --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G \
+                       --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G,offset=64M \
                        --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
@@ -258,7 +259,7 @@ mod tests {
             ("--hotplug 8G", "`8G` is not KEY=VALUE"),
             ("--hotplug block=2M", "size=SIZE is missing"),
             ("--hotplug size=8G,size=9G", "size is given twice"),
-            ("--hotplug size=8G,slots=2", "the keys are size, block, requested, node and extent"),
+            ("--hotplug size=8G,slots=2", "the keys are size, block, requested, node, extent and offset"),
             ("--hotplug size=8Q", "size=8Q: not a size"),
             ("--hotplug size=8G,node=x", "node=x: invalid digit"),
             ("--numa 512M", "`512M` is not KEY=VALUE"),

@@ -49,13 +49,14 @@ pub(super) fn hotplug(text: &str) -> Result<HotplugConfig, String> {
             "block" => config.device_block = read()?,
             "requested" => config.requested = read()?,
             "extent" => config.extent = read()?,
+            "offset" => config.offset = read()?,
             "node" => {
                 let node = value.parse().map_err(|error| format!("node={value}: {error}"))?;
                 config.node = Some(node);
             }
             _ => {
                 return Err(format!(
-                    "unknown key `{key}`; the keys are size, block, requested, node and extent"
+                    "unknown key `{key}`; the keys are size, block, requested, node, extent and offset"
                 ));
             }
         }

@@ -147,8 +147,7 @@ fn srat(config: &Config) -> Sdt {
     for (node, range) in layout::parts(config.memory, sizes) {
         memory(range, node as u16, 0);
     }
-    let sizes = config.hotplug.iter().map(|hotplug| hotplug.size);
-    let regions = layout::regions(config.memory, sizes).into_iter().flatten();
+    let regions = layout::regions(config.memory, config.places()).into_iter().flatten();
     for (region, hotplug) in regions.zip(&config.hotplug) {
         memory(region, hotplug.node.unwrap_or(0), HOT_PLUGGABLE);
     }

@@ -1,6 +1,6 @@
 //! Configurations that are accepted, and ones that are refused with advice.
 
-use super::{Config, ConfigError, HotplugConfig, MIN_DEVICE_BLOCK, NodeConfig, Size};
+use super::{Config, ConfigError, DEFAULT_DEVICE_BLOCK, HotplugConfig, NodeConfig, Size};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -29,6 +29,7 @@ fn possible_configurations_are_accepted() {
             requested: Size(2 * GIB),
             node: Some(1),
             extent: Size(4 * GIB),
+            offset: Size(128 * MIB),
         }),
         with(HotplugConfig {
             device_block: Size(4 * MIB),
@@ -56,7 +57,7 @@ fn impossible_configurations_are_refused_with_advice() {
             ..HotplugConfig::new(Size(size))
         })
     };
-    let table: [(Config, &str); 24] = [
+    let table: [(Config, &str); 27] = [
         (Config { cpus: 0, ..Config::default() }, "--cpus 0: there can be 1 to 64 vCPUs"),
         (Config { cpus: 65, ..Config::default() }, "--cpus 65: there can be 1 to 64 vCPUs"),
         (
@@ -77,21 +78,33 @@ fn impossible_configurations_are_refused_with_advice() {
             "--memory-block 384M: must be a power of two from 128M to 2G",
         ),
         (
-            hotplug(1000 * MIB, MIN_DEVICE_BLOCK.0, 0),
+            hotplug(1000 * MIB, DEFAULT_DEVICE_BLOCK.0, 0),
             "--hotplug #1 size=1000M: must be a multiple of the guest's memory block, 128M (try 896M or 1G)",
         ),
         (
-            hotplug(0, MIN_DEVICE_BLOCK.0, 0),
+            hotplug(0, DEFAULT_DEVICE_BLOCK.0, 0),
             "--hotplug #1 size=0: must be a multiple of the guest's memory block, 128M (try 128M)",
         ),
-        (hotplug(GIB, 3 * MIB, 0), "--hotplug #1 block=3M: must be a power of two from 2M to 128M"),
-        (hotplug(GIB, MIB, 0), "--hotplug #1 block=1M: must be a power of two from 2M to 128M"),
-        (hotplug(GIB, 256 * MIB, 0), "--hotplug #1 block=256M: must be a power of two from 2M to 128M"),
+        (hotplug(GIB, 3 * MIB, 0), "--hotplug #1 block=3M: must be a power of two from 1M to 1G"),
+        (hotplug(GIB, MIB / 2, 0), "--hotplug #1 block=512K: must be a power of two from 1M to 1G"),
+        (hotplug(2 * GIB, 2 * GIB, 0), "--hotplug #1 block=2G: must be a power of two from 1M to 1G"),
         (
-            hotplug(GIB, MIN_DEVICE_BLOCK.0, 3 * MIB),
+            hotplug(384 * MIB, 256 * MIB, 0),
+            "--hotplug #1 size=384M: must be a multiple of its block, 256M (try 256M or 512M)",
+        ),
+        (
+            with(HotplugConfig { offset: Size(MIB), ..HotplugConfig::new(Size(GIB)) }),
+            "--hotplug #1 offset=1M: must be a multiple of its block, 2M, and less than 1G",
+        ),
+        (
+            with(HotplugConfig { offset: Size(GIB), ..HotplugConfig::new(Size(GIB)) }),
+            "--hotplug #1 offset=1G: must be a multiple of its block, 2M, and less than 1G",
+        ),
+        (
+            hotplug(GIB, DEFAULT_DEVICE_BLOCK.0, 3 * MIB),
             "--hotplug #1 requested=3M: must be a multiple of its block, 2M (try 2M or 4M)",
         ),
-        (hotplug(GIB, MIN_DEVICE_BLOCK.0, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
+        (hotplug(GIB, DEFAULT_DEVICE_BLOCK.0, 2 * GIB), "--hotplug #1 requested=2G: the region has only 1G"),
         (
             with(HotplugConfig { node: Some(64), ..HotplugConfig::new(Size(GIB)) }),
             "--hotplug #1 node=64: nodes are numbered from 0 to 63",

@@ -16,6 +16,7 @@ use vm_memory::GuestAddress;
 use super::Memory;
 use super::host_calls::FailedCall;
 use super::layout::HOLE_END;
+use super::layout::Place;
 use super::mapping::Mapping;
 use super::range::{GuestRange, OffsetRange};
 use super::slots::Slots;
@@ -150,7 +151,8 @@ pub(crate) fn memory(boot: u64, sizes: &[u64]) -> (Memory, FakeSlots) {
 pub(crate) fn memory_with_pmem(boot: u64, sizes: &[u64], pmem: &[u64]) -> (Memory, FakeSlots) {
     let slots = FakeSlots::default();
     let [sizes, pmem] = [sizes, pmem].map(|sizes| sizes.iter().copied().map(Size).collect::<Vec<_>>());
-    let memory = Memory::new(Size(boot), &sizes, &pmem, Box::new(slots.clone()));
+    let places: Vec<_> = sizes.into_iter().map(Place::from).collect();
+    let memory = Memory::new(Size(boot), &places, &pmem, Box::new(slots.clone()));
     let memory = memory.expect("address space for a test");
     (memory, slots)
 }

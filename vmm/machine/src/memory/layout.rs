@@ -4,7 +4,7 @@
 //! 0 ............ boot memory, first part (memory maps leave out 640 KiB to 1 MiB, as firmware does)
 //! 3 GiB ........ no RAM, only device registers: virtio-mmio, IO-APIC, local APIC
 //! 4 GiB ........ boot memory, second part
-//! next GiB ..... hotplug region 0, each further region at the next GiB, device memory last
+//! next GiB ..... hotplug region 0, each further region at the next GiB or some bytes behind it, device memory last
 //! ```
 //!
 //! Invariants: no two ranges overlap; hotplug regions are never part of [`ram`], from which memory maps for
@@ -21,8 +21,23 @@ pub const HOLE_START: u64 = 3 << 30;
 /// End of the register hole.
 pub const HOLE_END: u64 = 4 << 30;
 
-/// Hotplug regions start at multiples of this.
+/// Hotplug regions start at multiples of this, or as many bytes behind one as [`Place::offset`] says.
 pub const REGION_ALIGN: u64 = 1 << 30;
+
+/// A range that wants a place behind boot memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its size.
+    pub size: Size,
+    /// Bytes from a multiple of [`REGION_ALIGN`] to its start; less than that.
+    pub offset: u64,
+}
+
+impl From<Size> for Place {
+    fn from(size: Size) -> Self {
+        Self { size, offset: 0 }
+    }
+}
 
 /// Registers of virtio-mmio device `n` start at this plus `n` times [`MMIO_SIZE`].
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -78,14 +93,15 @@ pub fn parts(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Vec<(usize,
     parts
 }
 
-/// Places ranges of `sizes` behind `memory` of boot memory: hotplug regions or device memory. [`None`] when
+/// Places ranges behind `memory` of boot memory: hotplug regions or device memory. [`None`] when
 /// an address overflows or a size is 0.
-pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Vec<GuestRange>> {
+pub fn regions<P: Into<Place>>(memory: Size, places: impl IntoIterator<Item = P>) -> Option<Vec<GuestRange>> {
     let mut next = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
-    sizes
+    places
         .into_iter()
-        .map(|size| {
-            let start = next.checked_next_multiple_of(REGION_ALIGN)?;
+        .map(|place| {
+            let Place { size, offset } = place.into();
+            let start = next.checked_next_multiple_of(REGION_ALIGN)?.checked_add(offset)?;
             next = start.checked_add(size.0)?;
             GuestRange::new(start..next)
         })
@@ -94,9 +110,9 @@ pub fn regions(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<Ve
 
 /// End of the last of these ranges, or 4 GiB or the end of boot memory when there is none. [`None`] when an
 /// address overflows.
-pub fn end(memory: Size, sizes: impl IntoIterator<Item = Size>) -> Option<u64> {
+pub fn end<P: Into<Place>>(memory: Size, places: impl IntoIterator<Item = P>) -> Option<u64> {
     let ram = HOLE_END.checked_add(memory.0.saturating_sub(HOLE_START))?;
-    regions(memory, sizes)?.last().map_or(Some(ram), |last| Some(last.end().0))
+    regions(memory, places)?.last().map_or(Some(ram), |last| Some(last.end().0))
 }
 
 /// Address of the registers of virtio-mmio device `index`.

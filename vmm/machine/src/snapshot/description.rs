@@ -44,6 +44,7 @@ struct Region {
     requested: u64,
     node: Option<u16>,
     extent: u64,
+    offset: u64,
 }
 
 impl Description {
@@ -56,6 +57,7 @@ impl Description {
             requested: region.requested.0,
             node: region.node,
             extent: region.extent.0,
+            offset: region.offset.0,
         };
         let path = |path: &PathBuf| path.as_os_str().as_bytes().to_vec();
         Self {
@@ -84,6 +86,7 @@ impl Description {
             requested: Size(region.requested),
             node: region.node,
             extent: Size(region.extent),
+            offset: Size(region.offset),
         };
         let path = |bytes: &Vec<u8>| PathBuf::from(OsString::from_vec(bytes.clone()));
         let balloon = |(reporting, stats_interval)| BalloonConfig { reporting, stats_interval };
@@ -142,10 +145,11 @@ impl Region {
     fn fixed(&self) -> String {
         let node = self.node.map_or_else(String::new, |node| format!(",node={node}"));
         format!(
-            "size={},block={}{node},extent={}",
+            "size={},block={}{node},extent={},offset={}",
             Size(self.size),
             Size(self.device_block),
-            Size(self.extent)
+            Size(self.extent),
+            Size(self.offset)
         )
     }
 }
@@ -199,6 +203,8 @@ mod tests {
         assert_eq!(text, "--cpus: the saved machine has 2, and this one 4");
         let text = differ(|config| config.hotplug[0].size = Size::gib(4));
         assert!(text.contains("size=2G,block=2M,node=1,extent=256M") && text.contains("size=4G"), "{text}");
+        let text = differ(|config| config.hotplug[0].offset = Size::mib(2));
+        assert!(text.contains("offset=0") && text.contains("offset=2M"), "{text}");
         assert_eq!(differ(|config| config.hotplug[0].requested = Size::mib(2)), "", "the target changes");
         for (option, change) in [
             ("--memory:", (|config| config.memory = Size::gib(1)) as fn(&mut Config)),

@@ -46,7 +46,12 @@ impl MemStatus {
         }
         match self.stopped(target)? {
             ResizeState::Reached => Some(Settled::AtTarget),
-            ResizeState::Unmovable { .. } | ResizeState::NoRoom | ResizeState::NoMemory if !patient => {
+            ResizeState::Unmovable { .. }
+            | ResizeState::NoRoom
+            | ResizeState::NoMemory
+            | ResizeState::Granularity { .. }
+                if !patient =>
+            {
                 Some(Settled::Blocked)
             }
             _ => None,
@@ -93,6 +98,7 @@ impl Obstacle {
                 ResizeState::NoMemory => "out_of_memory",
                 ResizeState::HostBusy => "host_busy",
                 ResizeState::DeviceError => "device_error",
+                ResizeState::Granularity { .. } => "granularity",
             },
         }
     }

@@ -20,7 +20,7 @@ use super::signals::Ending;
 use super::{Vm, VmHandle, signals};
 use crate::boot::Files;
 use crate::clock;
-use crate::config::{Config, ConsoleMode};
+use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::confine::rules::Kind;
 use crate::cpuid;
 use crate::error::{StartError, host, kvm, no_kvm};
@@ -55,9 +55,9 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let (taken_signals, blocked_signals) =
         Signals::take(config.interactive).map_err(host("take over signals"))?;
     let machine = hardware::new_machine(&kvm)?;
-    let sizes: Vec<_> = config.hotplug.iter().map(|hotplug| hotplug.size).collect();
+    let places: Vec<_> = config.hotplug.iter().map(HotplugConfig::place).collect();
     let slots = Box::new(KvmSlots::new(Arc::clone(&machine)));
-    let memory = Memory::new(config.memory, &sizes, &config.pmem, slots)?;
+    let memory = Memory::new(config.memory, &places, &config.pmem, slots)?;
     if let Some(restored) = &restored {
         restore_memory(restored, &memory)?;
     }
@@ -142,7 +142,7 @@ fn open_kvm(config: &Config) -> Result<(Kvm, CpuId), StartError> {
 /// Checks that addresses of `bits` bits reach all memory.
 pub(super) fn check_reach(config: &Config, bits: u32) -> Result<(), StartError> {
     let limit = Size(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
-    match Size(layout::end(config.memory, config.region_sizes()).unwrap_or(u64::MAX)) {
+    match Size(layout::end(config.memory, config.places()).unwrap_or(u64::MAX)) {
         end if end > limit => Err(StartError::Unaddressable { end, limit }),
         _ => Ok(()),
     }

@@ -88,7 +88,7 @@ fn the_guest_has_a_key_for_each_counter() {
     let zone = r#"{"spanned":0,"present":0,"managed":0,"free":0,"pcp":0}"#;
     let zones = format!(r#""zones":{{"DMA32":{zone},"Normal":{zone},"Movable":{zone}}}"#);
     let expected = format!(
-        r#"{{{zones},"nodes":[{{{zones},"init_local":0,"init_remote":0}}],"memmap_boot_pages":0,"memmap_altmap_pages":0,"blocks_online":0,"deferred_pages":0,"pages_migrated":7,"migrate_failed":0,"pcp_drains":0,"pcp_stranded":0,"memmaps_written":0,"faults_injected":0,"device_spanned":0,"device_pages":0,"device_refs":0,"alloc_failed":0,"alloc_waited":0,"alloc_gave_up":0,"boot":{{"mapped_seconds":0.5,"first_allocation_seconds":0.0,"initialised_seconds":null,"memmaps_written":0}}}}"#
+        r#"{{{zones},"nodes":[{{{zones},"init_local":0,"init_remote":0}}],"memmap_boot_pages":0,"memmap_altmap_pages":0,"blocks_online":0,"deferred_pages":0,"pages_migrated":7,"migrate_failed":0,"pcp_drains":0,"pcp_stranded":0,"memmaps_written":0,"faults_injected":0,"device_spanned":0,"device_pages":0,"device_refs":0,"alloc_failed":0,"alloc_waited":0,"alloc_gave_up":0,"driver_mismatches":0,"driver_errors":0,"driver_overdue":0,"driver_resets":0,"boot":{{"mapped_seconds":0.5,"first_allocation_seconds":0.0,"initialised_seconds":null,"memmaps_written":0}}}}"#
     );
     let mut stats = Stats { pages_migrated: 7, ..Stats::default() };
     stats.boot.mapped = 500_000;

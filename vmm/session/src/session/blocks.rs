@@ -1,4 +1,4 @@
-//! `blocks` and `readd`: the guest's memory blocks.
+//! `blocks`, `readd` and `rebind`: the guest's memory blocks, and the driver that brings them.
 
 use std::time::Duration;
 
@@ -42,6 +42,18 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
             }
         }
         Err(StepError::Fatal(StepFailure::EndlessBlocks))
+    }
+
+    /// Lets the guest bind the driver of a device again. All memory of the device moves.
+    pub(super) fn rebind(&self, device: u8) -> Done {
+        let plugged = self.vm.state().mem.iter().map(|mem| mem.plugged.0).sum();
+        match self.ask(Op::Rebind { device }, self.limit_of(Work::Move, Size(plugged)))? {
+            Answer::Done => Ok(None),
+            Answer::Failed(failure @ (Failure::NoDriver | Failure::Stuck { .. })) => {
+                Err(StepError::refused(failure))
+            }
+            other => Err(unfit(other)),
+        }
     }
 
     /// Lets the guest remove memory blocks and add them again.

@@ -3,8 +3,8 @@
 use tidevm_abi::{MAX_MEM_DEVICES, Size};
 
 use super::{
-    FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_BASE, MMIO_SIZE, boot_parts, end, gsi, mmio, parts, ram,
-    regions,
+    FIRST_GSI, HOLE_END, HOLE_START, KVM_TSS, MMIO_BASE, MMIO_SIZE, Place, boot_parts, end, gsi, mmio, parts,
+    ram, regions,
 };
 use crate::memory::fake::{at, offsets};
 
@@ -45,8 +45,18 @@ fn regions_follow_at_whole_gibibytes() {
     );
     // One page of boot memory above 4 GiB moves the region up.
     assert_eq!(regions(Size(HOLE_START + 4096), [small].map(Size)).unwrap()[0].start().0, 5 * GIB);
-    assert_eq!(end(Size(GIB), []), Some(HOLE_END));
+    assert_eq!(end(Size(GIB), [Size(0); 0]), Some(HOLE_END));
     assert_eq!(end(Size(GIB), [small].map(Size)), Some(4 * GIB + small));
+}
+
+#[test]
+fn a_region_begins_behind_a_whole_gibibyte_if_it_shall() {
+    let odd = Place { size: Size(GIB), offset: 2 << 20 };
+    let even = Place::from(Size(GIB));
+    assert_eq!(
+        regions(Size(GIB), [odd, even]).unwrap(),
+        [at(4 * GIB + (2 << 20)..5 * GIB + (2 << 20)), at(6 * GIB..7 * GIB)]
+    );
 }
 
 #[test]
