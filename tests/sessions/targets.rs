@@ -50,11 +50,12 @@ fn a_target_without_an_answer_is_told_as_such() {
 }
 
 /// An interrupt has its reason read and acknowledged. One tells of the target, one of the response. Of the configuration
-/// two fields of two words are read, between two reads of its generation. The guest notifies of its request and of its
+/// three fields of two words are read, between two reads of its generation: the third is the plugged size, which shows whether
+/// the driver is right about it. The guest notifies of its request and of its
 /// report. Other interrupts may come, so the fewest exits of several targets count.
 fn a_target_costs_few_exits() {
     const INTERRUPT: u64 = 2;
-    const CONFIGURATION: u64 = 2 + 4;
+    const CONFIGURATION: u64 = 2 + 6;
     const NOTIFICATIONS: u64 = 2;
     const LIMIT: Duration = Duration::from_secs(120);
     let vm = ready(machine(256 << 20));
