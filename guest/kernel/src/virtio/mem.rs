@@ -109,9 +109,11 @@ impl<T: Transport> MemDriver<T> {
     /// Carries out an action that needs no request to the device.
     fn carry_out(&mut self, action: Action) -> Outcome {
         match action {
-            // Each word costs an exit, and the other fields do not change.
+            // Each word costs an exit. The other fields do not change, and no size is larger than the region.
             Action::ReadConfig => {
-                let words = wire::RUN_TIME_OFFSETS.into_iter().flat_map(|field| [field, field + 4]);
+                let is_large = wire::Config::from_bytes(&self.config).region_size > u32::MAX.into();
+                let words = |field| [Some(field), is_large.then_some(field + 4)].into_iter().flatten();
+                let words = wire::RUN_TIME_OFFSETS.into_iter().flat_map(words);
                 let read = self.link.read_config(&mut self.config, words);
                 read.map_or(Outcome::Failed(IdleReason::DeviceError), |(config, generation)| {
                     Outcome::Config(config, generation)

@@ -27,9 +27,9 @@ pub const TESTS: &[Test] = &[
 
 /// A folder for one test, empty.
 fn folder(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snapshots").join(name);
     drop(fs::remove_dir_all(&path));
-    fs::create_dir(&path).expect("the scratch folder is writable");
+    fs::create_dir_all(&path).expect("the scratch folder is writable");
     path
 }
 
