@@ -271,7 +271,7 @@ mod tests {
         for ((zone, low), sharers) in zones.iter().zip(lows).zip([3, 1, 4]) {
             let limits = zone.pcp_limits();
             let least = 4 * u64::from(limits.batch);
-            assert_eq!(u64::from(limits.high), (low / sharers).max(least), "{:?}", zone.id());
+            assert_eq!(u64::from(limits.high), (low / sharers).clamp(least, 256), "{:?}", zone.id());
             for cpu in mm.cpus() {
                 assert_eq!(cpu.zone(zone.id()).limits(), limits);
             }

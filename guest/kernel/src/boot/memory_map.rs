@@ -33,8 +33,8 @@ static MEMBLOCK: Mutex<Memblock> = Mutex::new(Memblock::new());
 /// Pages for the first page tables. They are a part of the image, so the VMM has cleared them.
 #[repr(align(4096))]
 struct ImageTables([AtomicU64; IMAGE_TABLES * TABLE_WORDS]);
-/// As many as a boot without ACPI needs: three for the image, two for registers, one for the memmap.
-const IMAGE_TABLES: usize = 6;
+/// As many as a boot without ACPI needs: four for the image, two for registers, one for the memmap.
+const IMAGE_TABLES: usize = 7;
 const TABLE_WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
 static TABLES: ImageTables = ImageTables([const { AtomicU64::new(0) }; _]);
 /// How many of them are in use.

@@ -28,23 +28,23 @@ pub(crate) struct PcpLimits {
 
 impl PcpLimits {
     /// Most single pages that a CPU keeps of a zone. Linux has no such number: with one CPU at 64 GiB, `high` is 24,969.
-    pub(crate) const MOST_PAGES: u32 = 448;
+    pub(crate) const MOST_PAGES: u32 = 256;
     /// Most pageblocks that a CPU keeps of a zone.
     pub(crate) const MOST_PAGEBLOCKS: u16 = 8;
 
     /// Those of stopped lists: their CPUs leave them as they are.
     pub(crate) const OFF: Self = Self { high: 0, batch: 1, large: 0 };
 
-    /// As one word.
+    /// As one word: 0 for stopped lists, so that the lists of a CPU that is not there take no room in a kernel's file.
     #[inline]
     pub(crate) const fn packed(self) -> u64 {
-        self.high as u64 | (self.batch as u64) << 32 | (self.large as u64) << 48
+        self.high as u64 | (self.batch as u64 - 1) << 32 | (self.large as u64) << 48
     }
 
     /// What [`packed`](Self::packed) made a word of.
     #[inline]
     pub(crate) const fn unpacked(word: u64) -> Self {
-        Self { high: word as u32, batch: (word >> 32) as u16, large: (word >> 48) as u16 }
+        Self { high: word as u32, batch: (word >> 32) as u16 + 1, large: (word >> 48) as u16 }
     }
 
     /// Pageblocks that a refill brings, and that a flush takes away.

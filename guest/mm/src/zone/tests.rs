@@ -77,7 +77,7 @@ fn reserves_of_lower_zones() {
 }
 
 /// A batch is a power of two less one, at most 63; a list keeps its share of the low watermark, at least four
-/// batches and at most 448 pages. All CPUs together keep a 64th of a zone's pageblocks, and a CPU keeps 8 at most, and none when its share is
+/// batches and at most 256 pages. All CPUs together keep a 64th of a zone's pageblocks, and a CPU keeps 8 at most, and none when its share is
 /// below 4.
 #[test]
 fn limits_of_lists() {
@@ -85,19 +85,20 @@ fn limits_of_lists() {
     for (pages, cpus, (high, batch, large)) in [
         (0, 1, (0, 1, 0)),
         (1000, 1, (78, 1, 0)),
-        (GIB / 8, 1, (448, 7, 0)),
-        (GIB / 2, 1, (448, 31, 4)),
-        (GIB, 1, (448, 63, 8)),
-        (GIB, 2, (448, 63, 4)),
-        (GIB, 4, (321, 63, 0)),
+        (GIB / 8, 1, (256, 7, 0)),
+        (GIB / 2, 1, (256, 31, 4)),
+        (GIB, 1, (256, 63, 8)),
+        (GIB, 2, (256, 63, 4)),
+        (GIB, 4, (256, 63, 0)),
         (GIB, 64, (252, 63, 0)),
-        (64 * GIB, 1, (448, 63, 8)),
-        (64 * GIB, 64, (390, 63, 8)),
+        (64 * GIB, 1, (256, 63, 8)),
+        (64 * GIB, 64, (256, 63, 8)),
     ] {
         let limits = PcpLimits { high, batch, large };
         assert_eq!(PcpLimits::of(&zones([0, pages, 0])[1], cpus), limits, "{pages} pages, {cpus} CPUs");
         assert_eq!(PcpLimits::unpacked(limits.packed()), limits);
     }
+    assert_eq!(PcpLimits::OFF.packed(), 0);
     // All of its pages hold memmap.
     let (zone, held) = (&Zone::all()[0], HotplugHeld::without_mm());
     span(zone, 512);

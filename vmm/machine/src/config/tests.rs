@@ -144,7 +144,7 @@ fn impossible_configurations_are_refused_with_advice() {
             "--cmdline: `tidevm.innit=lazy` is no word of the built-in guest, whose own are \
              tidevm.memory_block=VALUE, tidevm.memmap_removal=VALUE, tidevm.pcp_disable=VALUE, tidevm.init=VALUE, \
              tidevm.deferred_grow=VALUE, tidevm.numa=VALUE, tidevm.deferred_workers=VALUE, \
-             tidevm.device_init=VALUE, tidevm.zeroed=VALUE",
+             tidevm.device_init=VALUE, tidevm.zeroed=VALUE, tidevm.judge=VALUE",
         ),
         (
             Config { initrd: Some("initrd".into()), ..Config::default() },
