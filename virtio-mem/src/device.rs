@@ -262,7 +262,7 @@ impl Device {
         self.shrink_usable();
     }
 
-    /// UNPLUG_ALL ends with the usable size that is needed (virtio 1.3, section 5.15.6.6).
+    /// UNPLUG_ALL ends with the usable size that is needed (virtio 1.3, section 5.15.6.5).
     fn shrink_usable(&mut self) {
         let usable = self.needed_usable_size();
         if usable != self.usable_region_size {
