@@ -13,6 +13,7 @@ mod boot;
 mod console;
 mod control;
 mod cpu;
+mod faults;
 mod job;
 mod judge;
 mod mailbox;

@@ -8,7 +8,6 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tidevm_mm::{
     FaultStep, Gfp, MemmapFrames, Mm, NoPageTable, Order, Page, PerCpuPages, Pfn, PfnRange, PhysAddr,
@@ -18,6 +17,7 @@ use tidevm_mm::{
 use crate::cpu::time::Instant;
 use crate::cpu::window::Window;
 use crate::cpu::{self, tlb};
+use crate::faults::Faults;
 use crate::job;
 use crate::mem::copy;
 use crate::mem::paging::{self, BOOT_MAPPED, DIRECT_MAP, TableSource, VMEMMAP};
@@ -36,21 +36,16 @@ pub static MM: Mm<KernelPlatform> = Mm::new(
 );
 static PER_CPU: [PerCpuPages; cpu::MAX_CPUS] = [const { PerCpuPages::new() }; cpu::MAX_CPUS];
 
-/// Per step: the number of attempts that succeed before the one that fails, plus one; 0 means that none
-/// fails.
-static FAULTS: [AtomicU32; FAULT_STEPS] = [const { AtomicU32::new(0) }; FAULT_STEPS];
-const FAULT_STEPS: usize = FaultStep::ALL.len();
-/// Faults that acted.
-static FAULTS_INJECTED: AtomicU64 = AtomicU64::new(0);
+static FAULTS: Faults<{ FaultStep::ALL.len() }> = Faults::new();
 
 /// Makes the `after`-th attempt of `step` fail; 0 is the next one.
 pub fn inject(step: FaultStep, after: u32) {
-    FAULTS[step as usize].store(after.saturating_add(1), Ordering::Relaxed);
+    FAULTS.inject(step as usize, after);
 }
 
 /// Number of injected faults that made their step fail, since boot.
 pub fn faults_injected() -> u64 {
-    FAULTS_INJECTED.load(Ordering::Relaxed)
+    FAULTS.acted()
 }
 
 /// Page tables from the page allocator. Tables that are freed are kept until the TLBs are flushed, because a
@@ -72,7 +67,7 @@ impl Tables {
     /// while a fault waits for one of them: each is asked for then.
     fn stock(count: u64) -> Range<u64> {
         let order = Order::new(count.max(1).ilog2() as u8).min(Order::MAX);
-        let has_fault = FAULTS[FaultStep::PageTable as usize].load(Ordering::Relaxed) != 0;
+        let has_fault = FAULTS.is_due(FaultStep::PageTable as usize);
         if order == Order::PAGE || has_fault {
             return 0..0;
         }
@@ -314,10 +309,6 @@ unsafe impl Platform for KernelPlatform {
     }
 
     fn fault(&self, step: FaultStep) -> bool {
-        let left = &FAULTS[step as usize];
-        let acts =
-            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1);
-        FAULTS_INJECTED.fetch_add(acts.into(), Ordering::Relaxed);
-        acts
+        FAULTS.acts(step as usize)
     }
 }

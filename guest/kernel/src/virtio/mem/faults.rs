@@ -1,7 +1,7 @@
 //! Faults between a virtio-mem driver and its device that a test makes on purpose, as memory management has its own
 //! (`tidevm_mm::FaultStep`).
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::faults::Faults;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug)]
@@ -14,25 +14,19 @@ pub enum DriverFault {
     Device,
 }
 
-/// Per fault: the number of chances that pass before the one that it takes, plus one; 0 means that there is none.
-static FAULTS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
-/// Faults that acted.
-static INJECTED: AtomicU64 = AtomicU64::new(0);
+static FAULTS: Faults<3> = Faults::new();
 
 /// Makes the `after`-th chance of `fault` count; 0 is the next one.
 pub fn inject(fault: DriverFault, after: u32) {
-    FAULTS[fault as usize].store(after.saturating_add(1), Ordering::Relaxed);
+    FAULTS.inject(fault as usize, after);
 }
 
 /// Whether `fault` acts now.
 pub fn acts(fault: DriverFault) -> bool {
-    let left = &FAULTS[fault as usize];
-    let acts = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1);
-    INJECTED.fetch_add(acts.into(), Ordering::Relaxed);
-    acts
+    FAULTS.acts(fault as usize)
 }
 
 /// Number of faults that acted, since boot.
 pub fn injected() -> u64 {
-    INJECTED.load(Ordering::Relaxed)
+    FAULTS.acted()
 }
