@@ -36,7 +36,15 @@ impl<'m> ZoneGuard<'m> {
     /// Frees the single pages of `bits` in the aligned range of 64 pages from `pfn` on, which are tails.
     pub(crate) fn free_some(&mut self, pages: SectionPages<'_>, pfn: Pfn, bits: u64) {
         let block = FreeBlock::of_pageblock(pages, pfn, Order::PAGE);
-        if self.give_some(&block, bits) {
+        let is_whole = if bits.is_power_of_two() {
+            // Of a single page it is enough to look at the buddy block around it.
+            let page =
+                FreeBlock::new(pages, pfn.add(bits.trailing_zeros()), Order::PAGE, block.migrate_type());
+            self.give(&page, Place::Head)
+        } else {
+            self.give_some(&block, bits)
+        };
+        if is_whole {
             self.free_pageblocks(block.whole_pageblock(), Place::Head);
         }
     }

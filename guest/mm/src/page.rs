@@ -111,7 +111,8 @@ pub(crate) struct PageRef<'s> {
 }
 
 impl<'s> PageRef<'s> {
-    /// The struct page `page` of the `index`-th page of a section, or of all memory. `part` is the struct page that has its state.
+    /// The struct page `page` of the `index`-th page of a section, or of all memory. `part` is the struct page that has
+    /// its state.
     #[inline(always)]
     pub(crate) fn new(page: &'s Page, part: &'s Page, index: usize) -> Self {
         Self { page, part, at: (index % PART_PAGES) as u8 }

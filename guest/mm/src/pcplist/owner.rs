@@ -141,8 +141,6 @@ fn free_run(guard: &mut ZoneGuard<'_>, (pages, first, bits): (SectionPages<'_>, 
                 guard.insert(block.whole_pageblock(), Place::Head);
             }
         }
-    } else if bits.is_power_of_two() {
-        guard.free_and_merge(pages, first.add(bits.trailing_zeros()), Order::PAGE, Place::Head);
     } else {
         guard.free_some(pages, first, bits);
     }
