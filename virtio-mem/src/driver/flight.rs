@@ -25,11 +25,12 @@ impl Driver {
     ///
     /// A caller that sends one request at a time has no need of this.
     pub fn next_request(&mut self) -> Option<Request> {
-        let is_waited_for = self.read_config || self.paused.is_some() || self.question().is_some();
+        let last = *self.in_flight.last()?;
+        let is_in_doubt = self.uncertain.blocks.count() > 0;
+        let is_waited_for = self.read_config || self.paused.is_some() || is_in_doubt;
         if self.in_flight.len() >= MOST_IN_FLIGHT || is_waited_for {
             return None;
         }
-        let last = *self.in_flight.last()?;
         let range = match last.kind {
             RequestKind::Unplug => self.unplug_beside(self.units(last)?),
             RequestKind::Plug => self.plug_beside(self.units(last)?),

@@ -277,6 +277,9 @@ impl<T: Transport> MemDriver<T> {
     /// Adds to the counts of all drivers what this one has counted.
     fn count(&mut self) {
         let (mismatches, errors) = (self.driver.mismatches(), self.driver.device_errors());
+        if (mismatches, errors) == self.counted {
+            return;
+        }
         if mismatches > self.counted.0 {
             println!(
                 "virtio-mem at {:#x}: the plugged size is not what the driver believes; it asks for the state",

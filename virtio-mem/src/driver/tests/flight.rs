@@ -116,8 +116,8 @@ fn a_memmap_is_unplugged_after_the_rest_of_its_memory_block() {
     assert_eq!(guest.run(in_the_middle), (vec![unplug(128, 1)], Idle::Reached));
 }
 
-#[test]
-fn holes_are_filled_together_and_no_further_than_the_target() {
+/// A checkerboard whose holes are to be filled, and the first requests for that.
+fn holes_to_fill() -> (Guest, Vec<Request>) {
     let mut guest = checkerboard();
     let requests = guest.requests();
     requests.into_iter().for_each(|request| guest.driver.complete_request(request, ACK));
@@ -125,6 +125,12 @@ fn holes_are_filled_together_and_no_further_than_the_target() {
     guest.resize(84);
     guest.step(|_| None);
     let requests = guest.requests();
+    (guest, requests)
+}
+
+#[test]
+fn holes_are_filled_together_and_no_further_than_the_target() {
+    let (mut guest, requests) = holes_to_fill();
     let expected: Vec<_> = (0..10).map(|pair| plug(pair * 4 + 2, 1)).collect();
     assert_eq!(requests.iter().map(action).collect::<Vec<_>>(), expected);
     requests.into_iter().for_each(|request| guest.driver.complete_request(request, ACK));
@@ -136,13 +142,7 @@ fn holes_are_filled_together_and_no_further_than_the_target() {
 /// A target that moves below requests under way is one surprise and not several.
 #[test]
 fn refusals_of_requests_that_were_sent_together_count_once() {
-    let mut guest = checkerboard();
-    let requests = guest.requests();
-    requests.into_iter().for_each(|request| guest.driver.complete_request(request, ACK));
-    guest.run(unmovable);
-    guest.resize(84);
-    guest.step(|_| None);
-    let requests = guest.requests();
+    let (mut guest, requests) = holes_to_fill();
     requests.into_iter().for_each(|request| guest.driver.complete_request(request, NACK));
     assert_eq!(guest.step(|_| None), Action::ReadConfig);
     assert_eq!(guest.driver.next(), plug(2, 1), "at once");
