@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tidevm_abi::{Answer, HogKind, Op};
@@ -20,28 +20,6 @@ pub const TESTS: &[Test] = &[
 
 const REGION: u64 = 1 << 30;
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// A folder for one test, removed with its content.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tidevm-sessions-{}-{name}", std::process::id()));
-        drop(fs::remove_dir_all(&path));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.join("snapshot")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
 
 fn saved_to(config: Config, path: &Path) -> Config {
     Config { save: Some(Destination::make(path).unwrap()), ..config }
@@ -67,8 +45,8 @@ fn go_on(path: &Path, script: &str) -> Session {
 
 /// The table of the session, from the boot to the end of the second machine, is that of one machine.
 fn a_session_goes_on_from_its_snapshot() {
-    let scratch = Scratch::new("session");
-    let path = scratch.path();
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("snapshot");
     let pmem = vec![Size(128 << 20)];
     let config =
         Config { cpus: 2, pmem, hotplug: vec![HotplugConfig::new(Size(REGION)); 2], ..machine(REGION) };
@@ -125,8 +103,8 @@ fn a_session_goes_on_from_its_snapshot() {
 
 /// Two CPUs allocate and free pages, and one page after the other moves. The churn's answer comes in each machine.
 fn under_load() {
-    let scratch = Scratch::new("load");
-    let path = scratch.path();
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("snapshot");
     let balloon = Some(BalloonConfig { reporting: true, stats_interval: Some(Duration::from_millis(100)) });
     let config = Config { cpus: 2, balloon, ..machine(REGION) };
     let call = locked_in(saved_to(config, &path), Vec::new(), |vm| {
@@ -186,8 +164,8 @@ fn verify(vm: &VmHandle) {
 
 /// The target is set, and the driver is at work, or about to be, when the machine is saved.
 fn in_the_middle_of_a_resize() {
-    let scratch = Scratch::new("resize");
-    let path = scratch.path();
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("snapshot");
     locked_in(saved_to(machine(REGION), &path), Vec::new(), |vm| {
         vm.wait(LIMIT, "the guest", |state| state.ready).unwrap();
         vm.resize(0, Size(512 << 20)).unwrap();

@@ -307,61 +307,45 @@ fn rename(paths: &Paths) -> i32 {
 mod tests {
     use std::time::Instant;
 
+    use tempfile::{TempDir, tempdir};
+
     use super::*;
 
-    /// A folder for one test, removed with its content.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("tidevm-folder-{}-{name}", std::process::id()));
-            drop(fs::remove_dir_all(&path));
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn names(&self) -> Vec<String> {
-            let entries = fs::read_dir(&self.0).unwrap();
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-        }
-
-        fn await_names(&self, names: &[&str]) {
-            let start = Instant::now();
-            while self.names() != names {
-                assert!(start.elapsed() < Duration::from_secs(30), "{:?}", self.names());
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+    fn names(folder: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            drop(fs::remove_dir_all(&self.0));
+    fn await_names(folder: &TempDir, expected: &[&str]) {
+        let start = Instant::now();
+        while names(folder) != expected {
+            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", names(folder));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     #[test]
     fn a_folder_has_its_name_when_it_is_complete_and_leaves_nothing_if_it_never_is() {
-        let scratch = Scratch::new("complete");
-        let path = scratch.0.join("saved");
+        let scratch = tempdir().unwrap();
+        let path = scratch.path().join("saved");
         let unfinished = Folder::make(&path).unwrap();
-        assert!(!path.exists() && scratch.names().len() == 1);
+        assert!(!path.exists() && names(&scratch).len() == 1);
         drop(unfinished);
-        scratch.await_names(&[]);
+        await_names(&scratch, &[]);
         fs::create_dir(&path).unwrap();
         let folder = Folder::make(&path).unwrap();
         (&folder.memory).write_all(b"content").unwrap();
         folder.complete().unwrap();
         assert!(folder.is_complete());
         drop(folder);
-        scratch.await_names(&["saved"]);
+        await_names(&scratch, &["saved"]);
         assert_eq!(fs::read(path.join(MEMORY)).unwrap(), b"content");
     }
 
     #[test]
     fn a_folder_that_is_not_empty_is_refused_before_and_after() {
-        let scratch = Scratch::new("full");
-        let path = scratch.0.join("saved");
+        let scratch = tempdir().unwrap();
+        let path = scratch.path().join("saved");
         fs::create_dir(&path).unwrap();
         let folder = Folder::make(&path).unwrap();
         fs::write(path.join("mine"), "").unwrap();
@@ -375,7 +359,7 @@ mod tests {
             Folder::make(Path::new("/")),
             Err(FolderError::NotEmpty(_) | FolderError::NoName(_))
         ));
-        let nowhere = scratch.0.join("no/such/place");
+        let nowhere = scratch.path().join("no/such/place");
         assert!(matches!(Folder::make(&nowhere), Err(FolderError::Host { .. })));
         let file = path.join(STATE);
         assert!(matches!(Folder::make(&file), Err(FolderError::Host { .. })), "a file is there");

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 
+use tempfile::tempdir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{
@@ -25,28 +26,6 @@ const COUNTS: &[u8] = &[
 
 /// Where [`COUNTS`] counts.
 const COUNTER: GuestAddress = GuestAddress(2 * MIB);
-
-/// A folder for one test, removed with its content.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tidevm-save-{}-{name}", std::process::id()));
-        drop(fs::remove_dir_all(&path));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn snapshot(&self) -> PathBuf {
-        self.0.join("snapshot")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
 
 fn saved_to(config: Config, path: &Path) -> Config {
     Config { save: Some(Destination::make(path).unwrap()), ..config }
@@ -98,8 +77,8 @@ fn a_guest_goes_on_where_it_was_and_makes_no_access_twice() {
     if !kvm() {
         return;
     }
-    let (kernel, scratch) = (Kernel::new(COUNTS), Scratch::new("counts"));
-    let path = scratch.snapshot();
+    let (kernel, scratch) = (Kernel::new(COUNTS), tempdir().unwrap());
+    let path = scratch.path().join("snapshot");
     let (accesses, count) = save_counting(saved_to(kernel.config(), &path));
     assert!([accesses, accesses + 1].contains(&count), "{accesses} accesses, and counted to {count}");
     assert_eq!(Snapshot::open(&path).unwrap().embedder(), b"mine");
@@ -123,8 +102,8 @@ fn memory_that_nobody_touched_is_neither_read_nor_written() {
     if !kvm() {
         return;
     }
-    let (kernel, scratch) = (Kernel::new(COUNTS), Scratch::new("sparse"));
-    let path = scratch.snapshot();
+    let (kernel, scratch) = (Kernel::new(COUNTS), tempdir().unwrap());
+    let path = scratch.path().join("snapshot");
     let config = Config { memory: Size::gib(1), pmem: vec![Size::gib(1)], ..kernel.config() };
     let held = locked_in(saved_to(config, &path), |vm| {
         until("the guest counts", || counter(&vm) > 0);
@@ -152,18 +131,18 @@ fn a_snapshot_that_is_cut_off_or_changed_or_of_another_machine_is_refused() {
     if !kvm() {
         return;
     }
-    let (kernel, scratch) = (Kernel::new(COUNTS), Scratch::new("damaged"));
-    let path = scratch.snapshot();
+    let (kernel, scratch) = (Kernel::new(COUNTS), tempdir().unwrap());
+    let path = scratch.path().join("snapshot");
     save_counting(saved_to(kernel.config(), &path));
     for file in ["state", "memory"] {
         let name = path.join(file);
         let whole = fs::metadata(&name).unwrap().len();
         for length in [0, 1, whole / 2, whole - 1, whole + 1] {
-            fs::copy(&name, scratch.0.join("copy")).unwrap();
+            fs::copy(&name, scratch.path().join("copy")).unwrap();
             File::options().write(true).open(&name).unwrap().set_len(length).unwrap();
             let text = refusal(kernel.config(), &path);
             assert!(text.contains(file) && text.contains("not complete"), "{file} of {length} bytes: {text}");
-            fs::rename(scratch.0.join("copy"), &name).unwrap();
+            fs::rename(scratch.path().join("copy"), &name).unwrap();
         }
     }
     let flip = |file: &str, at: u64| {
@@ -193,7 +172,7 @@ fn a_snapshot_that_is_cut_off_or_changed_or_of_another_machine_is_refused() {
     assert!(text.contains("the kernel") && text.contains("has changed since"), "{text}");
     fs::remove_file(path.join("memory")).unwrap();
     assert!(refusal(kernel.config(), &path).contains("cannot read memory"));
-    let text = refusal(kernel.config(), &scratch.0);
+    let text = refusal(kernel.config(), scratch.path());
     assert!(text.contains("cannot read state"), "a folder that is no snapshot: {text}");
 }
 
@@ -203,8 +182,8 @@ fn a_save_that_fails_leaves_the_machine_as_it_was_and_no_snapshot() {
     if !kvm() {
         return;
     }
-    let (kernel, scratch) = (Kernel::new(COUNTS), Scratch::new("failed"));
-    let path = scratch.snapshot();
+    let (kernel, scratch) = (Kernel::new(COUNTS), tempdir().unwrap());
+    let path = scratch.path().join("snapshot");
     let config = saved_to(kernel.config(), &path);
     fs::create_dir(&path).unwrap();
     fs::write(path.join("mine"), "").unwrap();
@@ -234,8 +213,8 @@ fn what_is_not_plugged_is_out_of_reach_after_a_restore() {
         return;
     }
     const PLUGGED: Size = Size::mib(128);
-    let scratch = Scratch::new("closed");
-    let path = scratch.snapshot();
+    let scratch = tempdir().unwrap();
+    let path = scratch.path().join("snapshot");
     let config = Config { kernel: None, memory: Size::mib(128), ..Kernel::new(COUNTS).config() };
     let limit = Duration::from_secs(60);
     locked_in(saved_to(config, &path), |vm| {
