@@ -30,9 +30,10 @@ fn a_packed_crate_compiles_outside_of_the_workspace() {
             &mut cargo(&["package", "--no-verify", "--allow-dirty", "-p", name, "--target-dir", target]),
             workspace,
         );
-        let packed = format!("{target}/package/{name}-0.1.0.crate");
+        let versioned = format!("{name}-{}", env!("CARGO_PKG_VERSION"));
+        let packed = format!("{target}/package/{versioned}.crate");
         run(Command::new("tar").args(["-xf", &packed]), &folder);
-        let unpacked = folder.join(format!("{name}-0.1.0"));
+        let unpacked = folder.join(versioned);
         for file in ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
             assert!(fs::metadata(unpacked.join(file)).is_ok_and(|file| file.len() > 0), "{name}: {file}");
         }
