@@ -33,6 +33,7 @@ mod region;
 mod runs;
 mod uncertain;
 
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
 pub use self::action::{Action, Outcome};
@@ -41,7 +42,7 @@ pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
 use self::idle::BackOff;
 pub use self::idle::{Idle, IdleReason};
-use self::region::Region;
+use self::region::{ROOM, Region};
 use self::runs::Runs;
 use self::uncertain::Uncertain;
 use crate::blocks::BlockRange;
@@ -103,6 +104,8 @@ pub struct Driver {
     most_to_plug: u64,
     back_off: BackOff,
     device_errors: u64,
+    /// Every set has memory for so many runs.
+    room: usize,
 }
 
 impl Driver {
@@ -138,6 +141,7 @@ impl Driver {
             most_to_plug,
             back_off: BackOff::default(),
             device_errors: 0,
+            room: 0,
         };
         if driver.inherited {
             driver.doubt_all();
@@ -166,7 +170,9 @@ impl Driver {
     }
 
     fn decide(&mut self) -> Action {
-        if self.read_config {
+        // Before a pause too: the action after it then finds the memory there.
+        let is_reserved = self.reserve().is_ok();
+        let action = if self.read_config {
             self.read_config = false;
             Action::ReadConfig
         } else if let Some(reason) = self.paused {
@@ -174,16 +180,31 @@ impl Driver {
         } else if self.unplug_all {
             Action::Send(Request { kind: RequestKind::UnplugAll, addr: 0, nb_blocks: 0 })
         } else {
-            let question = self.question();
-            let action = question.map_or_else(|| self.plan(), Action::Send);
-            // Before a pause too: the action after it then finds the memory there.
-            let is_reserved = self.region.try_reserve().is_ok() && self.reserve_doubts();
-            if !matches!(action, Action::Idle(_)) && !is_reserved {
-                // The outcome could not be recorded.
-                return Action::Idle(self.back_off.idle(IdleReason::NoMemory));
-            }
-            action
+            self.question().map_or_else(|| self.plan(), Action::Send)
+        };
+        if !matches!(action, Action::Idle(_)) && !is_reserved {
+            // The outcome could not be recorded.
+            return Action::Idle(self.back_off.idle(IdleReason::NoMemory));
         }
+        action
+    }
+
+    /// Reserves memory for what the outcome of the next action may change.
+    fn reserve(&mut self) -> Result<(), TryReserveError> {
+        // A set needs memory for its own runs, for those that may come from another set, and for `ROOM` more. So one sum tells,
+        // mostly.
+        if self.sets().map(Runs::len).iter().sum::<usize>() + ROOM > self.room {
+            self.region.try_reserve()?;
+            self.reserve_doubts()?;
+            self.room = self.sets().map(Runs::room).into_iter().fold(usize::MAX, usize::min);
+        }
+        Ok(())
+    }
+
+    /// All sets that an outcome may change.
+    const fn sets(&self) -> [&Runs; 6] {
+        let [online, strays, parked, holes] = self.region.sets();
+        [online, strays, parked, holes, &self.uncertain.blocks, &self.scraps]
     }
 
     /// The device gave a config notification. The action under way should be completed, if necessary as failed.

@@ -33,8 +33,8 @@ impl Driver {
         }
         let range = match last.kind {
             RequestKind::Unplug => self.unplug_beside(self.units(last)?),
-            RequestKind::Plug => self.plug_beside(self.units(last)?),
-            RequestKind::UnplugAll | RequestKind::State => None,
+            RequestKind::Plug if self.region.holes.count() > 0 => self.plug_beside(self.units(last)?),
+            RequestKind::Plug | RequestKind::UnplugAll | RequestKind::State => None,
         }?;
         let request = self.request(last.kind, range);
         self.in_flight.push(request);

@@ -97,6 +97,8 @@ pub(super) struct Geometry {
     block_size: u64,
     /// Size of a unit.
     pub(super) unit_size: u64,
+    /// Device blocks of a unit.
+    per_unit: u64,
     /// Device blocks before the first unit.
     before: u64,
     /// Number of units.
@@ -145,6 +147,7 @@ impl Geometry {
             region_size,
             block_size,
             unit_size,
+            per_unit: unit_size / block_size,
             before: (start - addr) / block_size,
             units: units - filled,
             per_memory_block,
@@ -192,7 +195,7 @@ impl Geometry {
 
     /// Device blocks of a unit.
     pub(super) const fn per_unit(&self) -> u64 {
-        self.unit_size / self.block_size
+        self.per_unit
     }
 
     /// Most units of one request.

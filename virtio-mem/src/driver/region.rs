@@ -23,7 +23,7 @@ use crate::blocks::BlockRange;
 
 /// Most runs that one action adds to a set, beside those that change from one set to another. Requests that are sent together
 /// add one each.
-const ROOM: usize = 8 + MOST_IN_FLIGHT;
+pub(super) const ROOM: usize = 8 + MOST_IN_FLIGHT;
 
 /// The device blocks of a region.
 #[derive(Debug)]
@@ -127,6 +127,11 @@ impl Region {
             next = used.end();
         }
         self.online.count_in(range) > 0
+    }
+
+    /// The sets.
+    pub(super) const fn sets(&self) -> [&Runs; 4] {
+        [&self.online, &self.strays, &self.parked, &self.holes]
     }
 
     /// Reserves memory for the changes of one action, so that they cannot fail after it was carried out.

@@ -37,6 +37,11 @@ impl Runs {
         self.below.len() + self.above.len()
     }
 
+    /// Number of runs for which there is memory, wherever the gap is.
+    pub(super) fn room(&self) -> usize {
+        self.below.capacity().min(self.above.capacity())
+    }
+
     /// Reserves memory for `more` runs, so that changes which add no more of them cannot fail.
     pub(super) fn try_reserve(&mut self, more: usize) -> Result<(), TryReserveError> {
         // The gap may move to either end.
@@ -98,6 +103,9 @@ impl Runs {
 
     /// Number of device blocks of `range` in the set.
     pub(super) fn count_in(&self, range: BlockRange) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
         self.within(range).map(BlockRange::count).sum()
     }
 

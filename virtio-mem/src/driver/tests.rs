@@ -86,7 +86,11 @@ impl Guest {
             Action::Send(_) => ACK,
             _ => Outcome::Done,
         });
+        let rooms = self.driver.sets().map(Runs::room);
         self.driver.complete(outcome);
+        let grown = self.driver.sets().map(Runs::room).into_iter().zip(rooms).any(|(now, then)| now > then);
+        assert!(!grown, "memory was reserved before {action:?}");
+        assert!(self.driver.sets().map(Runs::room).into_iter().all(|room| room >= self.driver.room));
         action
     }
 

@@ -19,10 +19,11 @@
 //! such a device block is not plugged, the driver cannot help it: it counts an error of the device, and its view stays, so that
 //! the guest takes the memory out of use before the driver plugs there.
 
+use alloc::collections::TryReserveError;
+
 use super::Driver;
-use super::flight::MOST_IN_FLIGHT;
 use super::idle::IdleReason;
-use super::region::Region;
+use super::region::{ROOM, Region};
 use super::runs::Runs;
 use crate::blocks::BlockRange;
 use crate::wire::{BlockState, Request, RequestKind, Response, ResponseType};
@@ -57,9 +58,9 @@ impl Driver {
     }
 
     /// Reserves memory for what the answers to requests may add.
-    pub(super) fn reserve_doubts(&mut self) -> bool {
-        let most = MOST_IN_FLIGHT + 2;
-        self.uncertain.blocks.try_reserve(most).is_ok() && self.scraps.try_reserve(most).is_ok()
+    pub(super) fn reserve_doubts(&mut self) -> Result<(), TryReserveError> {
+        self.uncertain.blocks.try_reserve(ROOM)?;
+        self.scraps.try_reserve(ROOM)
     }
 
     /// Settles the device blocks beyond the usable region: they cannot be plugged, and the driver must not ask for
@@ -184,7 +185,7 @@ impl Driver {
     fn give_up_inheritance(&mut self) {
         if core::mem::take(&mut self.inherited) {
             self.region = Region::new(self.region.geometry);
-            (self.uncertain, self.scraps) = (Uncertain::default(), Runs::default());
+            (self.uncertain, self.scraps, self.room) = (Uncertain::default(), Runs::default(), 0);
             self.unplug_all = true;
         }
     }

@@ -29,6 +29,9 @@ const MASKED: u32 = 1 << 16;
 static REGISTERS: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 /// How often each interrupt was raised.
 static RAISED: [AtomicU32; NR_GSI as usize] = [const { AtomicU32::new(0) }; NR_GSI as usize];
+/// How often interrupts were raised in all. It rises after the count of the interrupt, so a line that sees no change has missed
+/// nothing.
+static RAISED_IN_ALL: AtomicU32 = AtomicU32::new(0);
 /// One bit per interrupt: it is level-triggered.
 static LEVELS: AtomicU32 = AtomicU32::new(0);
 /// One bit per interrupt: it came, its line is masked, and no driver has opened it again.
@@ -48,7 +51,10 @@ pub enum Trigger {
 pub struct Line {
     /// One bit per interrupt that may be the device's.
     gsis: u32,
+    /// The sum of their counts at the last look.
     seen: u32,
+    /// [`RAISED_IN_ALL`] before the last look.
+    seen_in_all: u32,
 }
 
 impl Line {
@@ -72,20 +78,24 @@ impl Line {
             write(entry(gsi) + 1, id << 24);
             set(gsi, OPEN);
         }
-        let mut line = Self { gsis, seen: 0 };
+        let mut line = Self { gsis, seen: 0, seen_in_all: 0 };
         line.fired();
         line
     }
 
     /// Whether any of the line's interrupts came since the last call.
     pub fn fired(&mut self) -> bool {
+        let in_all = RAISED_IN_ALL.load(Ordering::Acquire);
+        if core::mem::replace(&mut self.seen_in_all, in_all) == in_all {
+            return false;
+        }
         let raised = self.raised();
         core::mem::replace(&mut self.seen, raised) != raised
     }
 
     /// Whether the next [`Self::fired`] will say that an interrupt came.
     pub fn has_fired(&self) -> bool {
-        self.seen != self.raised()
+        self.seen_in_all != RAISED_IN_ALL.load(Ordering::Acquire) && self.seen != self.raised()
     }
 
     fn raised(&self) -> u32 {
@@ -127,6 +137,7 @@ pub fn raise(gsi: u32) {
         PENDING.fetch_or(1 << gsi, Ordering::Relaxed);
     }
     RAISED[gsi as usize].fetch_add(1, Ordering::Release);
+    RAISED_IN_ALL.fetch_add(1, Ordering::Release);
 }
 
 /// First of the two registers of an interrupt.

@@ -66,8 +66,10 @@ pub struct MemDriver<T> {
     rebinding: Option<Requester>,
     /// Mismatches and errors of the device that were counted.
     counted: (u64, u64),
-    /// Ticks that this driver has worked since the last configuration notification.
+    /// Ticks that this driver has worked in earlier steps since the last configuration notification.
     worked: u64,
+    /// When the present step began.
+    began: Instant,
     /// [`workload::ended`] at the last step. When a workload ends, the pages that stopped the driver may be
     /// gone.
     workloads_ended: u64,
@@ -102,6 +104,7 @@ impl<T: Transport> MemDriver<T> {
             rebinding: None,
             counted: (0, 0),
             worked: 0,
+            began: Instant::now(),
             workloads_ended: workload::ended(),
         }))
     }
@@ -213,6 +216,7 @@ impl<T: Transport> MemDriver<T> {
         if self.reported != Some(resize) {
             self.reported = Some(resize);
             mailbox::report(Report::Resize(resize));
+            stamps::target_reached(self.worked + (Instant::now().0 - self.began.0));
         }
         // A pause that has begun goes on: the job loop calls an idle job in each of its passes, and on a busy CPU a
         // pause that began anew each time would never end.
@@ -294,13 +298,10 @@ impl<T: Transport> MemDriver<T> {
 
 impl<T: Transport + Send> Job for MemDriver<T> {
     fn step(&mut self) -> Progress {
-        let (began, reported) = (Instant::now(), self.reported);
+        self.began = Instant::now();
         let progress = self.advance();
         self.count();
-        self.worked += Instant::now().0 - began.0;
-        if self.reported != reported {
-            stamps::target_reached(self.worked);
-        }
+        self.worked += Instant::now().0 - self.began.0;
         progress
     }
 }
