@@ -15,7 +15,7 @@ pub mod booted;
 mod guest;
 pub mod hosted;
 mod random;
-mod stack;
+pub mod stack;
 mod tally;
 
 pub use random::Random;

@@ -12,7 +12,9 @@ use tidevm_machine::hosted::{Devices, REGION, Which};
 use virtio_mem::wire::{CONFIG_SIZE, RESPONSE_SIZE};
 use virtio_mem::{Config, Driver, DriverConfig, Outcome, Request, RequestKind, Response, ResponseType};
 
-/// Size of the region: four memory blocks.
+/// Where the region begins.
+pub const REGION_START: u64 = REGION;
+/// Size of the region, unless it is said: four memory blocks.
 pub const REGION_SIZE: u64 = 512 << 20;
 /// Size of a device block.
 pub const BLOCK: u64 = 2 << 20;
@@ -49,7 +51,12 @@ pub struct DeviceAndDriver {
 impl DeviceAndDriver {
     /// A device with nothing plugged and its driver. `memmap_size` as in [`DriverConfig`].
     pub fn new(memmap_size: u64) -> Self {
-        let devices = Devices::new(Size(BOOT), &HotplugConfig::new(Size(REGION_SIZE)));
+        Self::with_region(REGION_SIZE, memmap_size)
+    }
+
+    /// The same with a region of `size` bytes.
+    pub fn with_region(size: u64, memmap_size: u64) -> Self {
+        let devices = Devices::new(Size(BOOT), &HotplugConfig::new(Size(size)));
         let mut devices = devices.expect("address space for a small machine");
         let geometry = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size, min_block_size: BLOCK };
         initialise(&mut devices);
@@ -85,8 +92,15 @@ impl DeviceAndDriver {
         Outcome::Config(config, generation)
     }
 
-    /// Sends `request` and waits for the answer.
+    /// Sends `request`, waits for the answer, and looks at host memory after it.
     pub fn send(&mut self, request: Request) -> Outcome {
+        let response = self.ask(request);
+        self.check(request, response);
+        Outcome::Response(response)
+    }
+
+    /// Sends `request` and waits for the answer.
+    pub fn ask(&mut self, request: Request) -> Response {
         self.sent = self.sent.wrapping_add(1);
         let mut bytes = vec![0; 32];
         bytes[..8].copy_from_slice(&REQUEST.to_le_bytes());
@@ -106,9 +120,7 @@ impl DeviceAndDriver {
         assert_eq!(u16::from_le_bytes(used), self.sent, "the device answers {request:x?}");
         let mut answer = [0; RESPONSE_SIZE];
         assert!(self.devices.read_memory(ANSWER, &mut answer));
-        let response = Response::from_bytes(&answer);
-        self.check(request, response);
-        Outcome::Response(response)
+        Response::from_bytes(&answer)
     }
 
     /// Looks at host memory after a request.
