@@ -62,6 +62,7 @@ fn mappings() -> usize {
 /// Resident bytes of this process.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/statm").expect("this process has memory");
-    let pages: u64 = status.split_ascii_whitespace().nth(1).expect("seven numbers").parse().expect("a number");
+    let pages: u64 =
+        status.split_ascii_whitespace().nth(1).expect("seven numbers").parse().expect("a number");
     pages * 4096
 }
