@@ -80,7 +80,7 @@ impl Word<'_> {
 }
 
 /// The words of one line that have not been read yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Words<'t> {
     words: vec::IntoIter<Word<'t>>,
     end: usize,

@@ -31,7 +31,7 @@ fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];
-    (Bus::new(devices, Arc::new(serial)), second)
+    (Bus::new(devices, Arc::new(serial), true), second)
 }
 
 #[test]

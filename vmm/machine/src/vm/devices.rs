@@ -76,17 +76,18 @@ pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
 }
 
 impl Devices {
-    /// The devices of `config`. The serial port's output goes to `sink`; a vCPU does not wait for `sink`
-    /// while `stop` is set.
+    /// The devices of `config`. The serial port's output goes to both sinks; a vCPU does not wait for them while `stop` is
+    /// set.
     pub(super) fn new(
         config: &Config,
         memory: &Arc<Memory>,
         state: &Arc<SharedState>,
-        sink: Sink,
+        (sink, copy): (Sink, Option<Sink>),
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
         let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
+        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop))
+            .watched(&config.watch, copy, state);
 
         let mut interrupts = vec![event()?];
         let control_kicks = [event()?, event()?];
