@@ -774,7 +774,7 @@ impl VmControl for FakeVm {
             let asked = state.ready.is_some();
             return End::Forced { asked, vcpus: if asked { self.vcpus() } else { Vec::new() } };
         }
-        let early = state.signal.is_some() || state.powered_off;
+        let early = state.signal.is_some() || state.powered_off || self.is_over();
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff
