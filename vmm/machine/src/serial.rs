@@ -345,8 +345,9 @@ mod tests {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::sync::{Arc, Mutex};
     use std::thread;
+    use std::time::Instant;
 
-    use super::{EventFd, Serial, Sink};
+    use super::{ConsoleWatch, EventFd, Serial, SharedState, Sink};
 
     fn serial_to(sink: Sink) -> Serial {
         let event = || EventFd::new(0).unwrap();
@@ -406,6 +407,22 @@ mod tests {
         print(&serial, b"!");
         let tail = serial.tail();
         assert!(tail.ends_with("0123456789\n!") && tail.len() <= 4096, "{tail}");
+    }
+
+    #[test]
+    fn a_copy_gets_the_same_bytes_and_a_reader_is_told_of_lines() {
+        let (paper, copy) = (Paper::default(), Paper::default());
+        let state = Arc::new(SharedState::new(Instant::now(), Vec::new()));
+        let watch = ConsoleWatch { kept: true, ..ConsoleWatch::default() };
+        let sink = Sink::RawLines(Box::new(copy.clone()));
+        let serial = serial_to(Sink::Bytes(Box::new(paper.clone()))).watched(&watch, Some(sink), &state);
+        print(&serial, b"one\r\ntwo");
+        assert_eq!((paper.text(), copy.text()), ("one\r\ntwo".to_owned(), "one\r\ntwo".to_owned()));
+        assert_eq!(state.snapshot().console_lines, 1);
+        assert_eq!(serial.heard(0).text, b"one\ntwo");
+        assert_eq!(serial.heard(4).text, b"two");
+        serial.reset();
+        assert_eq!((serial.heard(0).since_reset, serial.heard(0).text.len()), (7, 7));
     }
 
     #[test]

@@ -282,4 +282,17 @@ mod tests {
         let devices = dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count();
         assert_eq!(devices, 2 + tidevm_abi::MAX_MEM_DEVICES);
     }
+
+    #[test]
+    fn the_device_for_panics_is_there_if_a_panic_is_heeded() {
+        for alarms in [false, true] {
+            let watch = crate::config::ConsoleWatch { alarms, ..Default::default() };
+            let bytes = written(&Config { watch, ..Config::default() });
+            // An I/O port descriptor of one port, as Linux's driver reads it.
+            let [low, high] = PVPANIC.to_le_bytes();
+            let port = [0x47, 1, low, high, low, high, 1, 1];
+            let has = |wanted: &[u8]| bytes.windows(wanted.len()).any(|part| part == wanted);
+            assert_eq!((has(b"QEMU0001"), has(&port)), (alarms, alarms));
+        }
+    }
 }
