@@ -27,6 +27,7 @@ mod tests;
 mod verbs;
 mod workload;
 
+use alloc::string::String;
 use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;

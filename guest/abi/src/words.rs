@@ -270,8 +270,9 @@ impl<'t> Words<'t> {
 
     /// A pattern between slashes, as it is written.
     pub(crate) fn pattern(&mut self) -> Result<String, SyntaxError> {
-        let expected =
-            format!("a regular expression between slashes, at most {MAX_QUOTED} characters, such as /free: \\d+/");
+        let expected = format!(
+            "a regular expression between slashes, at most {MAX_QUOTED} characters, such as /free: \\d+/"
+        );
         let ended = |word: &str| word.starts_with('/') && pattern_length(word) == Some(word.len());
         self.value(&expected, |word| if ended(word) { shown(&word[1..word.len() - 1]) } else { None })
     }

@@ -135,8 +135,11 @@ impl Account {
     /// A file cannot be opened.
     pub fn new(wanted: Outputs<'_>) -> Result<Self, OutputError> {
         let mut documents = Vec::new();
-        let named =
-            [(Kind::Page, "--report", wanted.page), (Kind::Junit, "--junit", wanted.junit), (Kind::Tap, "--tap", wanted.tap)];
+        let named = [
+            (Kind::Page, "--report", wanted.page),
+            (Kind::Junit, "--junit", wanted.junit),
+            (Kind::Tap, "--tap", wanted.tap),
+        ];
         for (kind, option, path) in named {
             if let Some(path) = path {
                 documents.push((kind, Output::file(option, path)?));
@@ -149,8 +152,11 @@ impl Account {
         let mut lines = None;
         if let Some(folder) = wanted.artifacts {
             const OPTION: &str = "--artifacts";
-            fs::create_dir_all(folder)
-                .map_err(|error| OutputError { option: OPTION, path: folder.to_owned(), error })?;
+            fs::create_dir_all(folder).map_err(|error| OutputError {
+                option: OPTION,
+                path: folder.to_owned(),
+                error,
+            })?;
             lines = Some(Output::file(OPTION, &folder.join("session.jsonl"))?);
             documents.push((Kind::Page, Output::file(OPTION, &folder.join("session.html"))?));
         }

@@ -69,11 +69,7 @@ impl std::fmt::Debug for Bus {
 impl Bus {
     /// A bus with the serial port and `devices` in the order of their registers, and maybe a `pvpanic` device.
     #[must_use]
-    pub fn new(
-        devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
-        serial: Arc<Serial>,
-        pvpanic: bool,
-    ) -> Self {
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Serial>, pvpanic: bool) -> Self {
         Self { devices, serial, pvpanic }
     }
 

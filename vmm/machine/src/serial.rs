@@ -359,7 +359,9 @@ mod tests {
     }
 
     fn print(serial: &Serial, text: &[u8]) {
-        text.iter().for_each(|&byte| serial.write(0, byte));
+        for &byte in text {
+            assert!(!serial.write(0, byte), "no kernel panicked");
+        }
     }
 
     /// A writer that keeps everything.
@@ -480,7 +482,7 @@ mod tests {
         let ((reached, wait), (go, stuck)) = (sync_channel(0), sync_channel(0));
         let serial = Arc::new(serial_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
         let vcpu = Arc::clone(&serial);
-        let writer = thread::spawn(move || vcpu.write(0, b'x'));
+        let writer = thread::spawn(move || drop(vcpu.write(0, b'x')));
         wait.recv().unwrap();
         serial.input(b"a");
         assert_eq!(serial.read(0), b'a');

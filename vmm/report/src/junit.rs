@@ -12,12 +12,14 @@ impl Results {
     #[must_use]
     pub fn junit(&self) -> String {
         let cases = self.told();
-        let count = |wanted: fn(&Result) -> bool| cases.iter().filter(|(_, _, result)| wanted(result)).count();
+        let count =
+            |wanted: fn(&Result) -> bool| cases.iter().filter(|(_, _, result)| wanted(result)).count();
         let failures = count(|result| matches!(result, Result::Failed(..)));
         let errors = count(|result| matches!(result, Result::Error(..)));
         let skipped = count(|result| matches!(result, Result::Skipped));
         let (tests, time, suite) = (cases.len(), self.seconds(), Escaped(self.suite()));
-        let counts = format!("tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" time=\"{time:.3}\"");
+        let counts =
+            format!("tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" time=\"{time:.3}\"");
         let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
         let _ = writeln!(text, "<testsuites name=\"tidevm\" {counts}>");
         let _ = write!(text, "  <testsuite name=\"{suite}\" {counts} skipped=\"{skipped}\" disabled=\"0\"");

@@ -17,7 +17,9 @@ impl Results {
             let _ = match result {
                 Result::Passed => writeln!(text, "ok {number} - {name}"),
                 Result::Skipped => writeln!(text, "ok {number} - {name} # SKIP not reached"),
-                Result::Failed(_, all) => write!(text, "not ok {number} - {name}\n{}", block("fail", *time, all)),
+                Result::Failed(_, all) => {
+                    write!(text, "not ok {number} - {name}\n{}", block("fail", *time, all))
+                }
                 Result::Error(message, all) => {
                     let all = if all.is_empty() { message } else { all };
                     write!(text, "not ok {number} - {name}\n{}", block("error", *time, all))

@@ -220,7 +220,8 @@ fn each_step<'s>(body: &'s [Statement], visit: &mut impl FnMut(&'s Step)) {
 
 /// Checks the pattern of a command, whose words are the next ones of `words`.
 fn check_pattern(command: &Command, mut words: Words<'_>) -> Result<(), SyntaxError> {
-    let Command::ExpectConsole(ExpectConsole { text: ConsoleText::Matches(pattern), .. }) = command.carried_out()
+    let Command::ExpectConsole(ExpectConsole { text: ConsoleText::Matches(pattern), .. }) =
+        command.carried_out()
     else {
         return Ok(());
     };

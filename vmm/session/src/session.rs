@@ -64,7 +64,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{GRACE, Ready, STOP_LIMIT, State, WaitError};
+use tidevm_machine::{GRACE, STOP_LIMIT, State, WaitError};
 
 use console::Reading;
 use deadline::Work;
@@ -247,7 +247,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         let (line, column, name, command) = (step.line, step.column, self.name.clone(), step.command.clone());
         let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
         let start = start - self.start;
-        let run = StepRun { line, column, name, command, start, took, result: told, answer, listed, sample, vcpus };
+        let run =
+            StepRun { line, column, name, command, start, took, result: told, answer, listed, sample, vcpus };
         self.watch.observer().step(&run).map_err(SessionError::Output)?;
         match result {
             Err(error) if !self.survives(&error) => Err(error.into()),

@@ -7,8 +7,8 @@ use proptest::{option, sample};
 
 use super::fault::FAULT_STEPS;
 use super::{
-    Churn, Command, Comparison, ConsoleText, Corrupt, Executor, Expect, ExpectConsole, Fails, Hog, Item, Pmem, PmemHold, PmemMap,
-    REPETITION, Race, Resize, Target, VERBS, Verb,
+    Churn, Command, Comparison, ConsoleText, Corrupt, Executor, Expect, ExpectConsole, Fails, Hog, Item,
+    Pmem, PmemHold, PmemMap, REPETITION, Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
@@ -28,7 +28,9 @@ fn whole_pages() -> impl Strategy<Value = Size> {
 
 /// `boot` is no name of a churn.
 fn names() -> impl Strategy<Value = Name> {
-    "[A-Za-z][A-Za-z0-9_-]{0,8}".prop_filter("boot", |text| text != "boot").prop_map(|text| Name::new(&text).unwrap())
+    "[A-Za-z][A-Za-z0-9_-]{0,8}"
+        .prop_filter("boot", |text| text != "boot")
+        .prop_map(|text| Name::new(&text).unwrap())
 }
 
 fn console_texts() -> impl Strategy<Value = Command> {
@@ -419,7 +421,10 @@ fn every_verb_is_listed_with_its_usage() {
     }
     let vmm: Vec<_> = VERBS.iter().filter(|verb| verb.executor == Executor::Vmm).collect();
     let words: Vec<_> = vmm.iter().map(|verb| verb.word).collect();
-    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "fails", "step", "reset", "sleep", "inject"]);
+    assert_eq!(
+        words,
+        ["resize", "plug", "unplug", "wait", "expect", "fails", "step", "reset", "sleep", "inject"]
+    );
     assert!(Verb::new("meminfo").is_none());
 }
 

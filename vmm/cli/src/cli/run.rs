@@ -206,7 +206,8 @@ mod tests {
     use clap::Parser;
     use tidevm_abi::Size;
     use tidevm_machine::{
-        BalloonConfig, Config, Confinement, ConsoleMode, ConsoleWatch, HotplugConfig, Jail, NodeConfig, Seccomp,
+        BalloonConfig, Config, Confinement, ConsoleMode, ConsoleWatch, HotplugConfig, Jail, NodeConfig,
+        Seccomp,
     };
 
     use crate::cli::{Action, Cli};

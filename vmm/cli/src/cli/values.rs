@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tidevm_abi::{Size, parse_duration};
 use tidevm_abi::cmdline::INIT_POLICIES;
+use tidevm_abi::{Size, parse_duration};
 use tidevm_machine::{ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 
 /// The name of a machine that was given none, as in Firecracker.

@@ -53,21 +53,25 @@ fn then_halt(said: &str) -> Vec<u8> {
 }
 
 fn a_wrong_pattern_is_told_with_its_place() {
-    let output = with_input(&["script", "check", "-"], "check\nexpect console matches /up (in \\d+/ within 5s\n");
+    let output =
+        with_input(&["script", "check", "-"], "check\nexpect console matches /up (in \\d+/ within 5s\n");
     assert_status(&output, 2, "<stdin>:2:28: no regular expression: unclosed group");
     let told = text(&output.stderr);
     assert_eq!(told.lines().nth(2), Some("  |                            ^"), "{told}");
 }
 
 fn a_script_that_is_refused_has_results() {
-    let (script, junit, tap) = (scratch("refused.script", "step \"a\"\nplug 3M\n"), path("refused.xml"), path("refused.tap"));
+    let (script, junit, tap) =
+        (scratch("refused.script", "step \"a\"\nplug 3M\n"), path("refused.xml"), path("refused.tap"));
     let options = ["--script", utf8(&script), "--junit", utf8(&junit), "--tap", utf8(&tap)];
     let output = tidevm(&small(&options));
     assert_status(&output, 2, "refused.script:2:1: 3M is not a multiple");
     let cases = cases(&read(&junit));
     assert_eq!(cases[0], ("a".to_owned(), "skipped: not reached".to_owned()));
     assert!(cases[1].1.starts_with("Error: not_started (status 2): "), "{cases:?}");
-    assert!(read(&tap).starts_with("TAP version 13\n1..2\nok 1 - a # SKIP not reached\nnot ok 2 - session\n"));
+    assert!(
+        read(&tap).starts_with("TAP version 13\n1..2\nok 1 - a # SKIP not reached\nnot ok 2 - session\n")
+    );
 }
 
 fn results_that_cannot_be_written_are_told_first() {
@@ -90,7 +94,10 @@ fn a_script_waits_for_the_console() {
     assert!(out.contains("    `free: 42 MiB`\n") && out.contains("4 steps done"), "{out}");
     let output = on("says", &kernel, &[], "expect console contains \"ready\" within 1s\nsleep 1s\n");
     let out = assert_status(&output, 1, "");
-    assert!(out.contains("not within 1s: no new line of the console contains \"ready\"; the last is `login:`"), "{out}");
+    assert!(
+        out.contains("not within 1s: no new line of the console contains \"ready\"; the last is `login:`"),
+        "{out}"
+    );
     let found = "expect console contains \"login\" within 60s\nexpect no console contains \"free\"\n";
     let out = assert_status(&on("says", &kernel, &[], found), 1, "");
     assert!(out.contains("the console has `free: 42 MiB`"), "{out}");
@@ -132,7 +139,9 @@ fn a_kernel_in_trouble_fails_the_step() {
 /// The table in `docs/scripts.md`.
 fn a_value_at_the_exit_port_is_an_exit_status() {
     let paper = read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/scripts.md")));
-    for (value, alone, in_script) in [(0, 0, 1), (16, 0, 1), (17, 1, 1), (1, 4, 4), (2, 4, 4), (3, 4, 4), (255, 4, 4)] {
+    for (value, alone, in_script) in
+        [(0, 0, 1), (16, 0, 1), (17, 1, 1), (1, 4, 4), (2, 4, 4), (3, 4, 4), (255, 4, 4)]
+    {
         if value < 3 || (16..18).contains(&value) {
             let row = paper.lines().find(|line| line.starts_with(&format!("| {value} | ")));
             let row = row.unwrap_or_else(|| panic!("no row for {value}"));
@@ -183,7 +192,7 @@ fn cases(junit: &str) -> Vec<(String, String)> {
             format!("{kind}: {}", message.as_ref().map_or("", |text| text.as_str()))
         }
     };
-    suite.test_cases.iter().map(|case| (case.name.to_string(), result(&case.status))).collect()
+    suite.test_cases.iter().map(|case| (case.name.as_str().to_owned(), result(&case.status))).collect()
 }
 
 /// What Perl's parser reads: `ok` or not, number, description, directive, a test a line. `None` without Perl.
@@ -197,7 +206,11 @@ fn tap(text: &str) -> Option<Vec<String>> {
         perl.args(["-e", READER]);
         perl
     };
-    if !Command::new("perl").args(["-MTAP::Parser", "-e", "1"]).output().is_ok_and(|output| output.status.success()) {
+    if !Command::new("perl")
+        .args(["-MTAP::Parser", "-e", "1"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
         eprintln!("SKIP reading TAP back: there is no Perl with TAP::Parser");
         return None;
     }
@@ -232,7 +245,13 @@ fn results_are_read_back() {
     assert_eq!(name, "too much");
     assert!(result.starts_with("Failure: line 8: plug 100G: refused: "), "{result}");
     assert_eq!(cases[3..], [("never", "skipped: not reached"), ("session", "passed")].map(owned));
-    let expected = ["ok|1|- 1: wait boot within 1m|", "ok|2|- grow \\# twice|", "not ok|3|- too much|", "ok|4|- never|SKIP", "ok|5|- session|"];
+    let expected = [
+        "ok|1|- 1: wait boot within 1m|",
+        "ok|2|- grow \\# twice|",
+        "not ok|3|- too much|",
+        "ok|4|- never|SKIP",
+        "ok|5|- session|",
+    ];
     if let Some(read) = tap(&read(&file)) {
         assert_eq!(read, expected);
     }
@@ -276,7 +295,8 @@ fn artifacts_are_those_of_the_session() {
     assert_eq!(events.last().expect("an end")["status"], 1);
     assert!(file("session.html").contains("no new line of the console contains"));
     // The console that the guest has to itself is copied as well.
-    let path = kernel::write("artifacts-powers-off", &[kernel::say("last\r\n"), kernel::exit_with(0)].concat());
+    let path =
+        kernel::write("artifacts-powers-off", &[kernel::say("last\r\n"), kernel::exit_with(0)].concat());
     let out = tidevm(&["run", "--console", "stdio", "--kernel", utf8(&path), "--artifacts", utf8(&folder)]);
     assert!(assert_status(&out, 0, "").starts_with("last\r\n"));
     assert_eq!(file("console.log"), "last\r\n");

@@ -43,7 +43,8 @@ fn sample() -> Results {
         [(1, "check"), (3, "step \"grow # 1\""), (4, "plug 1G"), (5, "step \"shrink\""), (6, "unplug 1G")]
             .map(|(number, text)| planned(number, text)),
     );
-    let start = Start { date: "2026-12-01T00:00:00Z".to_owned(), host: Some("h".to_owned()), ..Start::default() };
+    let start =
+        Start { date: "2026-12-01T00:00:00Z".to_owned(), host: Some("h".to_owned()), ..Start::default() };
     results.take(&line(Event::Start(Box::new(start))));
     step(&mut results, 1, "check", None, None);
     let grow = Some("grow # 1");
@@ -63,15 +64,15 @@ fn read(junit: &str) -> Vec<(String, Option<(NonSuccessKind, String)>)> {
     let cases = suite.test_cases.iter().map(|case| {
         let wrong = match &case.status {
             TestCaseStatus::NonSuccess { kind, message, .. } => {
-                Some((*kind, message.as_ref().map(ToString::to_string).unwrap_or_default()))
+                Some((*kind, message.as_ref().map_or_else(String::new, |text| text.as_str().to_owned())))
             }
             TestCaseStatus::Success { .. } => None,
             TestCaseStatus::Skipped { message, .. } => {
                 assert_eq!(message.as_ref().map(|text| text.as_str()), Some("not reached"));
-                return (format!("{} (skipped)", case.name), None);
+                return (format!("{} (skipped)", case.name.as_str()), None);
             }
         };
-        (case.name.to_string(), wrong)
+        (case.name.as_str().to_owned(), wrong)
     });
     cases.collect()
 }
@@ -122,7 +123,9 @@ fn a_session_whose_steps_tell_the_failure_has_passed_itself() {
     end(&mut results, 1, Outcome::Failed, Some("no"));
     let cases = read(&results.junit());
     assert!(cases[0].1.is_some() && cases[1].1.is_none(), "{cases:?}");
-    for (outcome, reason) in [(Outcome::Failed, Some("the guest did not power off")), (Outcome::NotStarted, None)] {
+    for (outcome, reason) in
+        [(Outcome::Failed, Some("the guest did not power off")), (Outcome::NotStarted, None)]
+    {
         let mut results = Results::new("s");
         end(&mut results, 2, outcome, reason);
         assert_eq!(read(&results.junit())[0].1.as_ref().map(|(kind, _)| *kind), Some(NonSuccessKind::Error));
@@ -133,7 +136,9 @@ fn a_session_whose_steps_tell_the_failure_has_passed_itself() {
 fn a_session_that_was_cut_off_has_no_end() {
     let mut results = Results::new("s");
     step(&mut results, 1, "check", None, None);
-    assert!(results.tap().ends_with("the session has no end\"\n  severity: error\n  seconds: 0.000\n  ...\n"));
+    assert!(
+        results.tap().ends_with("the session has no end\"\n  severity: error\n  seconds: 0.000\n  ...\n")
+    );
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn a_wrong_pattern_is_shown_at_its_place() {
          expect console contains \"/\" within 2s\n\
          \tfails expect console matches /a{3/ within 1s because \"/(/\"\n\
          expect console matches /[/]/",
-        &[(1, 40, "unclosed group"), (3, 32, "unclosed counted"), (4, 25, "unclosed character class")],
+        &[(1, 40, "unclosed group"), (3, 33, "unclosed counted"), (4, 25, "unclosed character class")],
     );
     assert_eq!(errors("expect console matches /[\\/{}#]+ \"/ within 2s # fine"), []);
     let script = Script::parse("test", "check\nrepeat 2 {\nstep \"a\"\ncheck }").unwrap();

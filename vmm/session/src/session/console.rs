@@ -10,7 +10,7 @@
 use tidevm_abi::command::{ConsoleText, ExpectConsole};
 use tidevm_machine::{Alarms, Heard, State, WaitError, printable};
 
-use super::failure::{Done, SessionError, StepError, StepFailure};
+use super::failure::{Done, SessionError, StepError, StepFailure, but_lost};
 use super::{Observer, POLL, Session, VmControl};
 use crate::pattern;
 
@@ -103,6 +103,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let deadline = self.vm.now() + expect.within.unwrap_or_default();
         let mut from = self.reading.from;
         let mut lost = 0;
+        let mut last = String::new();
         let mut ended = None;
         loop {
             let State { console_lines: lines, interrupts, .. } = self.vm.state();
@@ -115,12 +116,14 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
                 }
                 Err(again) => from = again,
             }
+            if let Some(line) = last_line(&heard) {
+                last = line;
+            }
             if let Some(error) = ended {
                 return Err(error);
             }
             let left = deadline.saturating_duration_since(self.vm.now());
             if left.is_zero() {
-                let last = last_line(&heard);
                 let (text, within) = (expect.text.clone(), expect.within);
                 return Err(StepError::Fatal(StepFailure::NotOnConsole { text, within, lost, last }));
             }
@@ -165,22 +168,17 @@ fn alarmed(result: Done, Alarms { lines, more }: Alarms) -> Done {
     let alarmed = |failure| StepFailure::Alarmed { lines, more, failure };
     Err(match result {
         Ok(_) => StepError::Failed(alarmed(None)),
-        Err(error @ (StepError::Failed(StepFailure::Ended(_)) | StepError::Fatal(StepFailure::Ended(_)))) => error,
+        Err(error @ (StepError::Failed(StepFailure::Ended(_)) | StepError::Fatal(StepFailure::Ended(_)))) => {
+            error
+        }
         Err(StepError::Failed(failure)) => StepError::Failed(alarmed(Some(Box::new(failure)))),
         Err(StepError::Fatal(failure)) => StepError::Fatal(alarmed(Some(Box::new(failure)))),
     })
 }
 
 /// The last line with a text.
-fn last_line(heard: &Heard) -> String {
-    let mut lines = heard.text.rsplit(|byte| *byte == b'\n').map(|line| quoted(&line[..line.len().min(LINE)]));
-    lines.find(|line| !line.is_empty()).unwrap_or_default()
-}
-
-/// What a reader has to know beside a result, if `lost` bytes were not looked at.
-pub(super) fn but_lost(lost: u64) -> String {
-    match lost {
-        0 => String::new(),
-        bytes => format!("; {bytes} bytes before that were not looked at, because the guest wrote too much at once"),
-    }
+fn last_line(heard: &Heard) -> Option<String> {
+    let mut lines =
+        heard.text.rsplit(|byte| *byte == b'\n').map(|line| quoted(&line[..line.len().min(LINE)]));
+    lines.find(|line| !line.is_empty())
 }

@@ -104,7 +104,9 @@ fn died(death: Death) -> Ended {
 fn of_step(error: &StepError) -> Ended {
     match error.failure() {
         StepFailure::Ended(WaitError::Died(death)) => died(death.clone()),
-        StepFailure::Ended(error @ WaitError::TimedOut { .. }) => Ended::TimedOut { reason: error.to_string() },
+        StepFailure::Ended(error @ WaitError::TimedOut { .. }) => {
+            Ended::TimedOut { reason: error.to_string() }
+        }
         StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },
         failure => Ended::Failed { reason: Some(failure.to_string()) },
     }

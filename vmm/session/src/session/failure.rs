@@ -11,7 +11,6 @@ use tidevm_abi::command::{ConsoleText, NoTarget};
 use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
 use tidevm_machine::{CONSOLE_KEPT, CallsUnread, ResetRefused, ResizeError, WaitError};
 
-use super::console::but_lost;
 use crate::script::ScriptErrors;
 
 /// Why a step did not do what its text says.
@@ -79,11 +78,7 @@ pub enum StepFailure {
         line: String,
     },
     /// `expect no console`: so many bytes at the start of the console are not kept any more, so that nothing is known of them.
-    #[error(
-        "it is not known: the first {0} bytes of the console are gone, because the guest wrote too much (the last {} MiB are \
-         kept)",
-        CONSOLE_KEPT >> 20
-    )]
+    #[error("{}", console_lost(*.0))]
     ConsoleLost(u64),
     /// `expect console`: the text between the slashes is no pattern.
     #[error("{0}")]
@@ -214,8 +209,27 @@ fn first_word(first: Option<BadWord>) -> String {
 }
 
 fn not_on_console(text: &ConsoleText, within: Option<Duration>, lost: u64, last: &str) -> String {
-    let last = if last.is_empty() { "nothing else is there".to_owned() } else { format!("the last is `{last}`") };
+    let last =
+        if last.is_empty() { "nothing else is there".to_owned() } else { format!("the last is `{last}`") };
     format!("{}no new line of the console {text}; {last}{}", not_within(within), but_lost(lost))
+}
+
+/// What a reader has to know beside a result, if `lost` bytes were not looked at.
+pub(super) fn but_lost(lost: u64) -> String {
+    match lost {
+        0 => String::new(),
+        bytes => format!(
+            "; {bytes} bytes before that were not looked at, because the guest wrote too much at once"
+        ),
+    }
+}
+
+fn console_lost(bytes: u64) -> String {
+    let kept = CONSOLE_KEPT >> 20;
+    format!(
+        "it is not known: the first {bytes} bytes of the console are gone, because the guest wrote too much (the last {kept} MiB are \
+         kept)"
+    )
 }
 
 fn alarms(lines: &[String], more: u64, failure: Option<&StepFailure>) -> String {

@@ -16,8 +16,8 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    Alarms, CallsUnread, Death, DeathKind, End, ExitCounts, Heard, LookResult, MemStatus, Ready, RequestCounts,
-    ResetRefused, ResizeError, SaveError, Saved, Size, State, VcpuReport, WaitError,
+    Alarms, CallsUnread, Death, DeathKind, End, ExitCounts, Heard, LookResult, MemStatus, Ready,
+    RequestCounts, ResetRefused, ResizeError, SaveError, Saved, Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -307,7 +307,10 @@ impl FakeVm {
                 }
                 // What the guest would have done. Signals and later resets come from elsewhere.
                 self.events.borrow_mut().retain(|(_, event)| {
-                    matches!(event, Event::Signal(_) | Event::Reset | Event::RequestedReset(_) | Event::Say(_))
+                    matches!(
+                        event,
+                        Event::Signal(_) | Event::Reset | Event::RequestedReset(_) | Event::Say(_)
+                    )
                 });
                 self.hogs.borrow_mut().clear();
                 if !self.nature.driverless && self.nature.loses != Some(Lost::Driver) {
@@ -391,7 +394,9 @@ impl FakeVm {
             }
             let over = self.timeout.get().map(|timeout| self.started + timeout);
             let first = self.events.borrow().first().map(|(at, _)| *at);
-            if let Some(over) = over.filter(|over| *over <= deadline && first.is_none_or(|first| first > *over)) {
+            if let Some(over) =
+                over.filter(|over| *over <= deadline && first.is_none_or(|first| first > *over))
+            {
                 self.now.set(over);
                 continue;
             }

@@ -114,7 +114,10 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         let ended = matches!(
             error.failure(),
             StepFailure::Ended(
-                WaitError::Died(_) | WaitError::PoweredOff | WaitError::Signal(_) | WaitError::TimedOut { .. }
+                WaitError::Died(_)
+                    | WaitError::PoweredOff
+                    | WaitError::Signal(_)
+                    | WaitError::TimedOut { .. }
             )
         );
         matches!(error, StepError::Failed(_)) || self.manner == Manner::Prompt && !ended

@@ -90,7 +90,9 @@ fn is_silence(failure: &StepFailure) -> bool {
         | StepFailure::CallsUnread(_)
         | StepFailure::Ended(WaitError::TimedOut { .. }) => true,
         StepFailure::Stopped(stopped) => stopped.within.is_some() && stopped.state.is_none(),
-        StepFailure::WithReset(failure) | StepFailure::Alarmed { failure: Some(failure), .. } => is_silence(failure),
+        StepFailure::WithReset(failure) | StepFailure::Alarmed { failure: Some(failure), .. } => {
+            is_silence(failure)
+        }
         _ => false,
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{
-    Alarms, CallsUnread, End, ExitCounts, Heard, RequestCounts, ResetRefused, ResizeError, SaveError, Saved, State,
-    VcpuReport, Vm, VmHandle, WaitError,
+    Alarms, CallsUnread, End, ExitCounts, Heard, RequestCounts, ResetRefused, ResizeError, SaveError, Saved,
+    State, VcpuReport, Vm, VmHandle, WaitError,
 };
 
 /// A running VM.

@@ -56,10 +56,8 @@ fn what_was_found_is_found_once() {
         one.reason(1),
         "not within 5s: no new line of the console contains \"plugged\"; the last is `done`"
     );
-    let same = ran(
-        &["a: 1, b: 2\n"],
-        "expect console matches /a: \\d/ within 5s\nexpect console matches /b: \\d/",
-    );
+    let same =
+        ran(&["a: 1, b: 2\n"], "expect console matches /a: \\d/ within 5s\nexpect console matches /b: \\d/");
     assert_eq!(same.status(), 0, "behind it on the same line");
 }
 
@@ -98,10 +96,8 @@ fn an_absent_text_is_looked_for_everywhere() {
 fn a_flood_is_said() {
     let fake = saying(&["one\n", "two\n", "three\n"]);
     fake.after(Duration::from_millis(2500), Event::Forget(6));
-    let ran = session_on(
-        fake,
-        "sleep 5s\nexpect console contains \"three\"\nexpect no console contains \"one\"",
-    );
+    let ran =
+        session_on(fake, "sleep 5s\nexpect console contains \"three\"\nexpect no console contains \"one\"");
     let note = ran.note(1).unwrap_or_default();
     assert!(note.starts_with("`three`; 6 bytes before that were not looked at"), "{note}");
     assert_eq!(ran.failure(2), &StepFailure::ConsoleLost(6));
@@ -110,7 +106,8 @@ fn a_flood_is_said() {
 
 #[test]
 fn a_line_without_an_end_is_looked_at_in_parts() {
-    const LONG: &str = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+    const LONG: &str =
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
     let fake = foreign();
     for at in 1..30 {
         fake.after(Duration::from_millis(10 * at), Event::Say(LONG));
@@ -170,7 +167,8 @@ fn an_alarm_behind_the_last_step_fails_the_session() {
 
 #[test]
 fn steps_belong_to_the_last_name() {
-    let ran = session_on(FakeVm::new(Nature::default()), "check\nstep \"grow\"\nplug 1G\nstep \"check\"\ncheck");
+    let ran =
+        session_on(FakeVm::new(Nature::default()), "check\nstep \"grow\"\nplug 1G\nstep \"check\"\ncheck");
     let names: Vec<_> = ran.steps.iter().map(|step| step.name.as_deref()).collect();
     assert_eq!(names, [None, Some("grow"), Some("grow"), Some("check"), Some("check")]);
     assert_eq!(ran.status(), 0);
@@ -190,13 +188,19 @@ fn the_boot_of_another_kernel_is_over_with_its_drivers() {
 
 #[test]
 fn the_time_for_all_of_it_ends_every_wait() {
-    for script in
-        ["sleep 1m", "plug 1G", "expect plugged == 2G within 2m", "expect console contains \"x\" within 2m", "wait c"]
-    {
+    for script in [
+        "sleep 1m",
+        "plug 1G",
+        "expect plugged == 2G within 2m",
+        "expect console contains \"x\" within 2m",
+        "wait c",
+    ] {
         let fake = FakeVm::new(Nature { stuck: true, ..Nature::default() });
         fake.limit(seconds(20));
         let ran = session_on(fake, &format!("churn 1 thread for 1m as c\n{script}\ncheck"));
-        let Ended::TimedOut { reason } = &ran.summary.ended else { panic!("{script}: {:?}", ran.summary.ended) };
+        let Ended::TimedOut { reason } = &ran.summary.ended else {
+            panic!("{script}: {:?}", ran.summary.ended)
+        };
         assert!(reason.starts_with("the time of 20s is over; it waited for "), "{reason}");
         assert_eq!((ran.status(), ran.steps.len(), ran.summary.total), (124, 2, seconds(20)), "{script}");
         assert_eq!(ran.looks(), [0, 1], "what the vCPUs did");
