@@ -29,7 +29,7 @@ const NO_SCRIPT: &str = "tidevm run";
 #[derive(Default)]
 pub struct Outputs<'o> {
     /// The events on standard output.
-    pub json: bool,
+    json: bool,
     page: Option<&'o Path>,
     junit: Option<&'o Path>,
     tap: Option<&'o Path>,
@@ -40,6 +40,11 @@ pub struct Outputs<'o> {
 }
 
 impl<'o> Outputs<'o> {
+    /// The events on standard output if `json`, and nothing else.
+    pub fn json(json: bool) -> Self {
+        Self { json, ..Self::default() }
+    }
+
     /// Those of `tidevm run`.
     pub fn of(options: &'o Run) -> Self {
         let results = &options.results;

@@ -17,7 +17,6 @@ pub use later::Later;
 pub use log::Logging;
 pub use pages::{Completions, ManPages, Shell};
 pub use report::ReportPage;
-pub use results::Results;
 pub use run::Run;
 pub use script::{ScriptAction, Scripts};
 pub use spawn::Spawn;

@@ -102,15 +102,11 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            accounted(
-                Account::new(Outputs { json: options.json, ..Outputs::default() })?,
-                status_of,
-                |account| {
-                    let config = options.config();
-                    account.start(Some(&config)).context(OutputClosed)?;
-                    run(config, Steps::Whole(script), account, None, None)
-                },
-            )
+            accounted(Account::new(Outputs::json(options.json))?, status_of, |account| {
+                let config = options.config();
+                account.start(Some(&config)).context(OutputClosed)?;
+                run(config, Steps::Whole(script), account, None, None)
+            })
         }
         Action::Run(options) => {
             let account = Account::new(Outputs::of(&options))?;
