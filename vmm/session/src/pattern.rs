@@ -1,14 +1,16 @@
 //! Patterns of `expect console`: regular expressions, compiled within bounds.
 //!
-//! The syntax is that of the crate `regex`, whose searches take time in proportion to the text. A console is bytes, so
-//! classes such as `\w` are ASCII, and `.` is any byte but a line feed.
+//! The syntax is that of the crate `regex`, whose searches take time in proportion to the text, and so is the engine. It is
+//! used without that crate, which asks the host for its number of CPUs when a pattern is compiled: a thread that is locked in
+//! cannot. A console is bytes, so classes such as `\w` are ASCII, and `.` is any byte but a line feed.
 //!
 //! Invariant: a pattern of a script was compiled when the script was read, so that it cannot fail when its step is run.
 
-use regex::bytes::{Regex, RegexBuilder};
-use regex_syntax::{Error, ParserBuilder};
+use regex_automata::meta::{Config, Regex};
+use regex_automata::util::syntax;
+use regex_syntax::Error;
 
-/// Most bytes of a compiled pattern. `a{200}` repeated ten times fits.
+/// Most bytes of a compiled pattern, and of what a search keeps. `a{200}` repeated ten times fits.
 const MOST: usize = 256 << 10;
 
 /// Why a text is no pattern.
@@ -29,13 +31,20 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, PatternError> {
         let offset = pattern.char_indices().take_while(|(at, _)| *at < byte).count();
         PatternError { offset, message: format!("no regular expression: {what}") }
     };
-    ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern).map_err(|why| match why {
-        Error::Parse(why) => error(why.span().start.offset, why.kind().to_string()),
-        Error::Translate(why) => error(why.span().start.offset, why.kind().to_string()),
-        why => error(0, why.to_string()),
-    })?;
-    let built = RegexBuilder::new(pattern).unicode(false).size_limit(MOST).dfa_size_limit(MOST).build();
-    built.map_err(|_| error(0, format!("it takes more than {} KiB when it is compiled", MOST >> 10)))
+    // One thread searches.
+    let config = Config::new()
+        .pool_capacity(1)
+        .utf8_empty(false)
+        .nfa_size_limit(Some(MOST))
+        .hybrid_cache_capacity(MOST);
+    let syntax = syntax::Config::new().unicode(false).utf8(false);
+    let built = Regex::builder().configure(config).syntax(syntax).build(pattern);
+    built.map_err(|why| match why.syntax_error() {
+        Some(Error::Parse(why)) => error(why.span().start.offset, why.kind().to_string()),
+        Some(Error::Translate(why)) => error(why.span().start.offset, why.kind().to_string()),
+        Some(why) => error(0, why.to_string()),
+        None => error(0, format!("it takes more than {} KiB when it is compiled", MOST >> 10)),
+    })
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub(super) struct Reading {
 /// What is looked for.
 enum Wanted {
     Text(String),
-    Pattern(regex::bytes::Regex),
+    Pattern(regex_automata::meta::Regex),
 }
 
 impl Wanted {
