@@ -19,7 +19,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConsoleWatch;
 use crate::printable::printable;
-use crate::state::SharedState;
 use crate::sync::lock;
 use crate::transcript::{Alarms, Completed, Heard, Transcript};
 
@@ -33,8 +32,17 @@ pub struct Serial {
     outlet: Mutex<Outlet>,
     /// While it is set, vCPUs do not wait for the sink.
     stop: Arc<AtomicBool>,
-    /// Is told of each line, if somebody waits for lines.
-    news: Option<Arc<SharedState>>,
+    /// Called at the end of each line, if somebody waits for lines.
+    news: Option<News>,
+}
+
+/// What is done at the end of a line.
+struct News(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("News").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -86,13 +94,18 @@ impl Serial {
         Self { uart: Mutex::new(uart), outlet: Mutex::new(outlet), stop, news: None }
     }
 
-    /// The same port, of whose output an embedder wants to know what `watch` says. `copy` gets all output too, and `state` is
-    /// told of each line.
+    /// The same port, of whose output an embedder wants to know what `watch` says. `copy` gets all output too, and `news` is
+    /// called at the end of each line that is kept.
     #[must_use]
-    pub fn watched(self, watch: &ConsoleWatch, copy: Option<Sink>, state: &Arc<SharedState>) -> Self {
+    pub fn watched(
+        self,
+        watch: &ConsoleWatch,
+        copy: Option<Sink>,
+        news: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         self.uart().writer_mut().transcript = Transcript::new(watch.kept, watch.alarms);
         lock(&self.outlet).copy = copy;
-        Self { news: watch.kept.then(|| Arc::clone(state)), ..self }
+        Self { news: watch.kept.then(|| News(Box::new(news))), ..self }
     }
 
     /// The guest writes the register at `offset`. Waits for the sink if the write completes a line. Returns whether that is
@@ -108,8 +121,8 @@ impl Serial {
         if !due.is_empty() {
             lock(&self.outlet).pass_on(&due, &self.stop);
         }
-        if let Some(state) = self.news.as_ref().filter(|_| completed.line) {
-            state.change(|state| state.console_lines += 1);
+        if let Some(News(news)) = self.news.as_ref().filter(|_| completed.line) {
+            news();
         }
         completed.halted
     }
@@ -342,12 +355,12 @@ impl Write for Output {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
+    use std::sync::atomic::AtomicU64;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::sync::{Arc, Mutex};
     use std::thread;
-    use std::time::Instant;
 
-    use super::{ConsoleWatch, EventFd, Serial, SharedState, Sink};
+    use super::{ConsoleWatch, EventFd, Ordering, Serial, Sink};
 
     fn serial_to(sink: Sink) -> Serial {
         let event = || EventFd::new(0).unwrap();
@@ -414,13 +427,17 @@ mod tests {
     #[test]
     fn a_copy_gets_the_same_bytes_and_a_reader_is_told_of_lines() {
         let (paper, copy) = (Paper::default(), Paper::default());
-        let state = Arc::new(SharedState::new(Instant::now(), Vec::new()));
+        let lines = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&lines);
+        let news = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
         let watch = ConsoleWatch { kept: true, ..ConsoleWatch::default() };
         let sink = Sink::RawLines(Box::new(copy.clone()));
-        let serial = serial_to(Sink::Bytes(Box::new(paper.clone()))).watched(&watch, Some(sink), &state);
+        let serial = serial_to(Sink::Bytes(Box::new(paper.clone()))).watched(&watch, Some(sink), news);
         print(&serial, b"one\r\ntwo");
         assert_eq!((paper.text(), copy.text()), ("one\r\ntwo".to_owned(), "one\r\ntwo".to_owned()));
-        assert_eq!(state.snapshot().console_lines, 1);
+        assert_eq!(lines.load(Ordering::Relaxed), 1);
         assert_eq!(serial.heard(0).text, b"one\ntwo");
         assert_eq!(serial.heard(4).text, b"two");
         serial.reset();
@@ -482,7 +499,7 @@ mod tests {
         let ((reached, wait), (go, stuck)) = (sync_channel(0), sync_channel(0));
         let serial = Arc::new(serial_to(Sink::Bytes(Box::new(Stuck(reached, stuck)))));
         let vcpu = Arc::clone(&serial);
-        let writer = thread::spawn(move || drop(vcpu.write(0, b'x')));
+        let writer = thread::spawn(move || vcpu.write(0, b'x'));
         wait.recv().unwrap();
         serial.input(b"a");
         assert_eq!(serial.read(0), b'a');

@@ -10,7 +10,7 @@ use alloc::string::String;
 use core::fmt;
 
 use super::Command;
-use super::verbs::STEP;
+use super::item::STEP;
 use crate::words::{SyntaxError, Words};
 
 /// `fails`.

@@ -3,6 +3,7 @@
 //! Mirrors the builtin table of a shell. `script --help`, the prompt and the guest's `help` show it.
 
 use super::fault;
+use super::item::{BOOT, STEP};
 use super::resize;
 use super::suffix;
 use super::{Churn, Command, Corrupt, Expect, ExpectConsole, Fails, Hog, Pmem, Race, Target};
@@ -227,12 +228,6 @@ pub const VERBS: &[Verb] = &[
         parse: |words| Pmem::parse(words).map(Command::Pmem),
     },
 ];
-
-/// What the name of a workload cannot be, because `wait boot` waits for the guest.
-pub(super) const BOOT: &str = "boot";
-
-/// The word that names the commands behind it.
-pub(super) const STEP: &str = "step";
 
 impl Verb {
     /// The verb that is written `word`.

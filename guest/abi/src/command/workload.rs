@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use super::verbs::BOOT;
+use super::item::BOOT;
 use crate::duration::ShowDuration;
 use crate::words::{SyntaxError, Table, Words, word_for};
 use crate::{Counted, Handle, HogKind, Name, Op, Size};

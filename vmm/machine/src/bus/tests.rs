@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 use vmm_sys_util::eventfd::EventFd;
@@ -11,7 +10,6 @@ use super::{Access, Bus, I8042, I8042_RESET, PANICKED, POWER_OFF, PVPANIC, SLEEP
 use crate::config::ConsoleWatch;
 use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
 use crate::serial::{Serial, Sink};
-use crate::state::SharedState;
 use crate::virtio::RegisterDevice;
 
 /// A device that reads as its number and keeps the offset of the last write.
@@ -35,10 +33,12 @@ fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
 /// A bus of a machine whose embedder wants `alarms`, or does not.
 fn bus_with(alarms: bool) -> (Bus, Arc<Mutex<Numbered>>) {
     let event = || EventFd::new(0).unwrap();
-    let state = Arc::new(SharedState::new(Instant::now(), Vec::new()));
     let watch = ConsoleWatch { alarms, ..ConsoleWatch::default() };
-    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default())
-        .watched(&watch, None, &state);
+    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default()).watched(
+        &watch,
+        None,
+        || (),
+    );
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];

@@ -86,8 +86,9 @@ impl Devices {
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
         let (serial_interrupt, serial_drained) = (event()?, event()?);
+        let lines = Arc::clone(state);
         let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop))
-            .watched(&config.watch, copy, state);
+            .watched(&config.watch, copy, move || lines.change(|state| state.console_lines += 1));
 
         let mut interrupts = vec![event()?];
         let control_kicks = [event()?, event()?];
