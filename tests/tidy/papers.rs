@@ -80,7 +80,7 @@ fn add_everywhere(options: &BTreeSet<String>, command: &mut Command) {
 /// The options and subcommands of one struct or enum.
 fn clap_item(name: &str, items: &BTreeMap<&str, Vec<&str>>) -> Command {
     let mut command = Command::default();
-    let (mut is_option, mut is_subcommand) = (false, false);
+    let (mut is_option, mut is_subcommand, mut is_flat) = (false, false, false);
     // The variant whose fields are being read.
     let mut variant = None;
     for line in items.get(name).into_iter().flatten() {
@@ -89,6 +89,7 @@ fn clap_item(name: &str, items: &BTreeMap<&str, Vec<&str>>) -> Command {
         if text.starts_with("#[") {
             is_option |= text.starts_with("#[arg(long");
             is_subcommand |= text == "#[command(subcommand)]";
+            is_flat |= text == "#[command(flatten)]";
         } else if word.starts_with(|c: char| c.is_uppercase()) {
             let inner = text[word.len()..].trim_matches(|c| matches!(c, '(' | ')' | ','));
             let inner = inner.trim_start_matches("Later<").trim_start_matches("Box<").trim_end_matches('>');
@@ -103,10 +104,12 @@ fn clap_item(name: &str, items: &BTreeMap<&str, Vec<&str>>) -> Command {
             };
             if is_subcommand {
                 owner.subcommands.extend(clap_item(of.trim_end_matches(','), items).subcommands);
+            } else if is_flat {
+                owner.options.extend(clap_item(of.trim_end_matches(','), items).options);
             } else if is_option {
                 owner.options.insert(format!("--{}", kebab(field)));
             }
-            (is_option, is_subcommand) = (false, false);
+            (is_option, is_subcommand, is_flat) = (false, false, false);
         }
     }
     command

@@ -5,7 +5,8 @@
 /// QEMU's `isa-debug-exit` device, so the same guest also ends under QEMU.
 pub const EXIT_PORT: u16 = 0xf4;
 
-/// The byte that the guest writes to [`EXIT_PORT`].
+/// The byte that the guest writes to [`EXIT_PORT`]. `docs/scripts.md` has the exit status of `tidevm` for each. The last two
+/// are for the first process of another kernel: small kernels that test themselves under QEMU use the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -16,6 +17,10 @@ pub enum ExitCode {
     /// The guest panicked because the kernel found no memory for something that boot cannot do without; the
     /// reason is on the serial port.
     OutOfMemory = 2,
+    /// The guest ended, and what it was to do is done.
+    Success = 0x10,
+    /// The guest ended, and what it was to do has failed.
+    Failure = 0x11,
 }
 
 /// First I/O port of the serial console (COM1, a 16550).

@@ -16,6 +16,9 @@ use crate::{Name, Size};
 /// Most characters of a wrong word that an error shows.
 const SHOWN: usize = 64;
 
+/// Most characters of a text in quotes or of a pattern.
+const MAX_QUOTED: usize = 200;
+
 /// Why a line is not a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
@@ -77,13 +80,14 @@ impl Word<'_> {
 }
 
 /// The words of one line that have not been read yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Words<'t> {
     words: vec::IntoIter<Word<'t>>,
     end: usize,
 }
 
-/// What belongs together in one word: text, a comparison, a brace alone, or what stands in quotes, with them.
+/// What belongs together in one word: text, a comparison, a brace alone, or what stands in quotes or between slashes,
+/// with them.
 #[derive(PartialEq, Eq)]
 enum Class {
     Space,
@@ -91,7 +95,14 @@ enum Class {
     Comparison,
     Brace,
     Quote,
+    Pattern,
     Text,
+}
+
+/// A text that a table shows: neither empty nor long, and without control characters.
+fn shown(text: &str) -> Option<String> {
+    let fits = !text.trim().is_empty() && text.chars().count() <= MAX_QUOTED;
+    (fits && !text.contains(char::is_control)).then(|| text.into())
 }
 
 fn class(c: char) -> Class {
@@ -105,6 +116,18 @@ fn class(c: char) -> Class {
     }
 }
 
+/// Bytes of the pattern at the start of `text`, which begins with a slash: up to the next slash that no backslash
+/// escapes.
+fn pattern_length(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    let ends = |(_, c): &(usize, char)| {
+        let end = *c == '/' && !escaped;
+        escaped = *c == '\\' && !escaped;
+        end
+    };
+    text.char_indices().skip(1).find(ends).map(|(slash, _)| slash + 1)
+}
+
 impl<'t> Words<'t> {
     /// Splits `line`, without its comment.
     #[must_use]
@@ -112,13 +135,15 @@ impl<'t> Words<'t> {
         let mut words = Vec::new();
         let (mut rest, mut column, mut end) = (line, 1, 1);
         while let Some(first) = rest.chars().next() {
-            let kind = class(first);
+            // Within a word, a slash is as good as a letter.
+            let kind = if first == '/' { Class::Pattern } else { class(first) };
             let same = |c: char| class(c) == kind;
             let length = match kind {
                 Class::Comment => break,
                 Class::Brace => 1,
                 // Up to the second quote. Without one, the word is no text in quotes.
                 Class::Quote => rest[1..].find('"').map_or(rest.len(), |second| second + 2),
+                Class::Pattern => pattern_length(rest).unwrap_or(rest.len()),
                 _ => rest.find(|c| !same(c)).unwrap_or(rest.len()),
             };
             let (text, tail) = rest.split_at(length);
@@ -235,6 +260,21 @@ impl<'t> Words<'t> {
     /// A whole number, at least 1.
     pub(crate) fn count(&mut self, what: &str) -> Result<u32, SyntaxError> {
         self.value(&format!("{what}, at least 1"), |text| text.parse().ok().filter(|count| *count > 0))
+    }
+
+    /// `what`, in quotes.
+    pub(crate) fn quoted(&mut self, what: &str) -> Result<String, SyntaxError> {
+        let expected = format!("{what} in quotes, at most {MAX_QUOTED} characters");
+        self.value(&expected, |word| shown(word.strip_prefix('"')?.strip_suffix('"')?))
+    }
+
+    /// A pattern between slashes, as it is written.
+    pub(crate) fn pattern(&mut self) -> Result<String, SyntaxError> {
+        let expected = format!(
+            "a regular expression between slashes, at most {MAX_QUOTED} characters, such as /free: \\d+/"
+        );
+        let ended = |word: &str| word.starts_with('/') && pattern_length(word) == Some(word.len());
+        self.value(&expected, |word| if ended(word) { shown(&word[1..word.len() - 1]) } else { None })
     }
 
     /// The name of a workload.

@@ -235,7 +235,10 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
         }
         Command::Resize(_)
         | Command::Wait(_)
+        | Command::WaitBoot { .. }
+        | Command::Step(_)
         | Command::Expect(_)
+        | Command::ExpectConsole(_)
         | Command::Fails(_)
         | Command::Reset { .. }
         | Command::Sleep(_)

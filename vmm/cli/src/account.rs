@@ -1,54 +1,126 @@
-//! The account of a session for programs and pages: lines of JSON on standard output, a page in a file, or both.
+//! The account of a session for programs, CI and pages: lines of JSON on standard output, documents in files, or both.
 //!
 //! A session's observer takes the events between `start` and `end`; here are the `start`, and the `end` of a session whose
 //! machine was not started.
 //!
-//! Invariants: an account that has a `start` has one `end`, unless the process is ended by force. The page's file is opened
-//! before the process gives its files away, and written once.
+//! Invariants: an account that has a `start` has one `end`, unless the process is ended by force. The files are opened before the
+//! process gives its files away. A document is written once, at the end; the lines of a session are written as they come.
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tidevm_abi::Command;
 use tidevm_events::{End, Event, Line, Outcome};
 use tidevm_machine::Config;
-use tidevm_report::Report;
+use tidevm_report::{Planned, Report, Results};
 use tidevm_session::json;
+use tidevm_session::script::Script;
 
+use crate::cli::Run;
 use crate::host;
+
+/// The name of a session without a script, among results.
+const NO_SCRIPT: &str = "tidevm run";
+
+/// What the options want of a session.
+#[derive(Default)]
+pub struct Outputs<'o> {
+    /// The events on standard output.
+    json: bool,
+    page: Option<&'o Path>,
+    junit: Option<&'o Path>,
+    tap: Option<&'o Path>,
+    /// TAP is for standard output.
+    tap_to_stdout: bool,
+    artifacts: Option<&'o Path>,
+    script: Option<&'o Path>,
+}
+
+impl<'o> Outputs<'o> {
+    /// The events on standard output if `json`, and nothing else.
+    pub fn json(json: bool) -> Self {
+        Self { json, ..Self::default() }
+    }
+
+    /// Those of `tidevm run`.
+    pub fn of(options: &'o Run) -> Self {
+        let results = &options.results;
+        Self {
+            json: options.json,
+            page: options.report.as_deref(),
+            junit: results.junit.as_deref(),
+            tap: results.tap.as_deref().filter(|_| !results.take_stdout()),
+            tap_to_stdout: results.take_stdout(),
+            artifacts: results.artifacts.as_deref(),
+            script: options.script.as_deref(),
+        }
+    }
+}
 
 /// Where the events of a session go.
 #[derive(Default)]
 pub struct Account {
     json: Option<io::Stdout>,
-    page: Option<Page>,
+    /// The events as lines of JSON.
+    lines: Option<Output>,
+    documents: Vec<(Kind, Output)>,
+    /// What the documents show.
+    report: Report,
+    results: Results,
     ended: bool,
 }
 
-/// A page that is written at the end.
-struct Page {
+/// What a document shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Page,
+    Junit,
+    Tap,
+}
+
+/// A file that an option names, or standard output.
+struct Output {
+    option: &'static str,
     path: PathBuf,
-    file: File,
-    report: Report,
+    writer: Box<dyn Write>,
     failed: Option<io::Error>,
 }
 
-/// The page's file cannot be written.
+/// A file of the account cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write --report {}", path.display())]
-pub struct PageError {
+#[error("cannot write {option} {}", path.display())]
+pub struct OutputError {
+    option: &'static str,
     path: PathBuf,
     #[source]
     error: io::Error,
 }
 
+impl Output {
+    /// A file, which is made or emptied now.
+    fn file(option: &'static str, path: &Path) -> Result<Self, OutputError> {
+        let path = path.to_owned();
+        match File::create(&path) {
+            Ok(file) => Ok(Self { option, path, writer: Box::new(file), failed: None }),
+            Err(error) => Err(OutputError { option, path, error }),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.failed.is_none() {
+            self.failed = self.writer.write_all(bytes).and_then(|()| self.writer.flush()).err();
+        }
+    }
+}
+
 /// Runs a session, whose `account` has an end in any case. `status_of` gives the exit status of an error.
 ///
 /// # Errors
-/// That of the session, or the page cannot be written.
-pub fn accounted<E: Display + From<PageError>>(
+/// That of the session, or a file cannot be written.
+pub fn accounted<E: Display + From<OutputError>>(
     mut account: Account,
     status_of: impl FnOnce(&E) -> u8,
     session: impl FnOnce(&mut Account) -> Result<u8, E>,
@@ -62,27 +134,66 @@ pub fn accounted<E: Display + From<PageError>>(
 }
 
 impl Account {
-    /// An account in JSON if `json`, and as a page in the file `page`, which is emptied now.
+    /// An account of what is wanted. Its files are made or emptied now.
     ///
     /// # Errors
-    /// The file cannot be opened.
-    pub fn new(json: bool, page: Option<&Path>) -> Result<Self, PageError> {
-        let open = |path: &Path| match File::create(path) {
-            Ok(file) => Ok(Page { path: path.to_owned(), file, report: Report::default(), failed: None }),
-            Err(error) => Err(PageError { path: path.to_owned(), error }),
-        };
-        let page = page.map(open).transpose()?;
-        Ok(Self { json: json.then(io::stdout), page, ended: false })
+    /// A file cannot be opened.
+    pub fn new(wanted: Outputs<'_>) -> Result<Self, OutputError> {
+        let mut documents = Vec::new();
+        let named = [
+            (Kind::Page, "--report", wanted.page),
+            (Kind::Junit, "--junit", wanted.junit),
+            (Kind::Tap, "--tap", wanted.tap),
+        ];
+        for (kind, option, path) in named {
+            if let Some(path) = path {
+                documents.push((kind, Output::file(option, path)?));
+            }
+        }
+        if wanted.tap_to_stdout {
+            let (path, writer) = (PathBuf::from("-"), Box::new(io::stdout()));
+            documents.push((Kind::Tap, Output { option: "--tap", path, writer, failed: None }));
+        }
+        let mut lines = None;
+        if let Some(folder) = wanted.artifacts {
+            const OPTION: &str = "--artifacts";
+            fs::create_dir_all(folder).map_err(|error| OutputError {
+                option: OPTION,
+                path: folder.to_owned(),
+                error,
+            })?;
+            lines = Some(Output::file(OPTION, &folder.join("session.jsonl"))?);
+            documents.push((Kind::Page, Output::file(OPTION, &folder.join("session.html"))?));
+        }
+        let suite = wanted.script.map_or_else(|| NO_SCRIPT.to_owned(), |script| script.display().to_string());
+        Ok(Self {
+            json: wanted.json.then(io::stdout),
+            lines,
+            documents,
+            report: Report::default(),
+            results: Results::new(&suite),
+            ended: false,
+        })
+    }
+
+    /// The steps that a session will run.
+    pub fn plan(&mut self, script: &Script) {
+        self.results.plan(script.each_step().into_iter().map(|step| Planned {
+            line: step.line,
+            column: step.column,
+            command: step.command.to_string(),
+            names: if let Command::Step(name) = &step.command { Some(name.clone()) } else { None },
+        }));
     }
 
     /// Whether something takes the events.
     pub fn is_wanted(&self) -> bool {
-        self.json.is_some() || self.page.is_some()
+        self.json.is_some() || self.lines.is_some() || !self.documents.is_empty()
     }
 
-    /// Whether it is standard output.
-    pub fn is_json(&self) -> bool {
-        self.json.is_some()
+    /// Whether it is, or will be, on standard output.
+    pub fn has_stdout(&self) -> bool {
+        self.json.is_some() || self.documents.iter().any(|(_, output)| output.path.as_os_str() == "-")
     }
 
     /// Takes an event.
@@ -92,10 +203,27 @@ impl Account {
     pub fn take(&mut self, line: &Line) -> io::Result<()> {
         let ended = matches!(line.event, Event::End(_));
         self.ended |= ended;
-        if let Some(page) = &mut self.page {
-            page.report.take(line);
-            if ended {
-                page.failed = page.file.write_all(page.report.page().as_bytes()).err();
+        if let Some(lines) = &mut self.lines {
+            let mut text = Vec::new();
+            json::write(&mut text, line)?;
+            lines.write(&text);
+        }
+        let shows = |kind| self.documents.iter().any(|(of, _)| *of == kind);
+        let (page, results) = (shows(Kind::Page), shows(Kind::Junit) || shows(Kind::Tap));
+        if page {
+            self.report.take(line);
+        }
+        if results {
+            self.results.take(line);
+        }
+        if ended {
+            for (kind, output) in &mut self.documents {
+                let text = match kind {
+                    Kind::Page => self.report.page(),
+                    Kind::Junit => self.results.junit(),
+                    Kind::Tap => self.results.tap(),
+                };
+                output.write(text.as_bytes());
             }
         }
         self.json.as_mut().map_or(Ok(()), |out| json::write(out, line))
@@ -123,14 +251,17 @@ impl Account {
         drop(self.take(&Line::now(Duration::ZERO, Event::End(Box::new(end)))));
     }
 
-    /// Looks whether the page is written.
+    /// Looks whether the files are written.
     ///
     /// # Errors
-    /// It is not.
-    fn close(self) -> Result<(), PageError> {
-        match self.page {
-            Some(Page { path, failed: Some(error), .. }) => Err(PageError { path, error }),
-            _ => Ok(()),
+    /// One is not.
+    fn close(self) -> Result<(), OutputError> {
+        let outputs = self.lines.into_iter().chain(self.documents.into_iter().map(|(_, output)| output));
+        for Output { option, path, failed, .. } in outputs {
+            if let Some(error) = failed {
+                return Err(OutputError { option, path, error });
+            }
         }
+        Ok(())
     }
 }

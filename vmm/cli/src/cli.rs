@@ -32,6 +32,7 @@ mod later;
 mod log;
 mod pages;
 mod report;
+mod results;
 mod run;
 mod script;
 mod spawn;
@@ -95,7 +96,8 @@ Exit status:
      show what it should, or a device that was judged breaks a rule
   2  bad usage, configuration or script
   3  the host cannot run it, or refuses what it needs to go on
-  4  the guest died, or reset the machine under --no-reboot
+  4  the guest died, its kernel panicked, or it reset the machine under --no-reboot
+  124  the session took longer than --timeout
   128 + N  a script was ended by signal N
   159  a thread made a system call that it has no use for: a fault of tidevm, or an attack";
 

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use account::{Account, accounted};
+use account::{Account, Outputs, accounted};
 use anyhow::{Context, anyhow, bail};
 use cli::{
     Action, CheckHost, Cli, Ctl, Experiment, Later, Logging, ManPages, ReportPage, Run, ScriptAction,
@@ -102,14 +102,14 @@ fn execute(action: Action) -> anyhow::Result<u8> {
     match action {
         Action::Demo(options) => {
             let script = Script::parse("demo.script", include_str!("demo.script"))?;
-            accounted(Account::new(options.json, None)?, status_of, |account| {
+            accounted(Account::new(Outputs::json(options.json))?, status_of, |account| {
                 let config = options.config();
                 account.start(Some(&config)).context(OutputClosed)?;
                 run(config, Steps::Whole(script), account, None, None)
             })
         }
         Action::Run(options) => {
-            let account = Account::new(options.json, options.report.as_deref())?;
+            let account = Account::new(Outputs::of(&options))?;
             accounted(account, status_of, |account| run_told(&options, account))
         }
         Action::Top(options) => {
@@ -170,6 +170,9 @@ fn run_told(options: &Run, account: &mut Account) -> anyhow::Result<u8> {
     let snapshot = snapshot?;
     let remembered = snapshot.as_ref().map(Remembered::of).unwrap_or_default();
     let steps = steps(options, &remembered)?;
+    if let Steps::Whole(script) = &steps {
+        account.plan(script);
+    }
     let interactive = matches!(steps, Steps::Typed(_));
     let config = config(options, interactive, snapshot.as_ref())?;
     let save = options.save.as_deref().map(Destination::make).transpose()?;
@@ -289,9 +292,9 @@ fn run(
     let longest = steps.longest();
     let (reader, source) = Source::of(steps, &config, |what| complain(what));
     let start = |config| Vm::start_with(config, beside.chain(reader).collect());
-    let (json, told) = (account.is_json(), account.is_wanted());
+    let (has_stdout, told) = (account.has_stdout(), account.is_wanted());
     let mut events = Events(|line: &Line| account.take(line));
-    if json {
+    if has_stdout {
         return observe(start(config)?, source, &mut events);
     }
     // Before the start, which takes away the means to ask about a terminal.

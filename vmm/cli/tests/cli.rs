@@ -6,6 +6,8 @@
 mod api;
 #[path = "cli/auto.rs"]
 mod auto;
+#[path = "cli/ci.rs"]
+mod ci;
 #[path = "cli/confinement.rs"]
 mod confinement;
 #[path = "cli/ctl.rs"]
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
     let hosted = HOSTED
         .iter()
         .chain(auto::HOSTED)
+        .chain(ci::HOSTED)
         .chain(ctl::HOSTED)
         .chain(json::HOSTED)
         .chain(report::HOSTED)
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
         .iter()
         .chain(api::TESTS)
         .chain(auto::TESTS)
+        .chain(ci::TESTS)
         .chain(confinement::TESTS)
         .chain(ctl::TESTS)
         .chain(deploy::TESTS)
@@ -193,8 +197,14 @@ fn tidevm(arguments: &[&str]) -> Output {
 }
 
 fn with_input(arguments: &[&str], input: &str) -> Output {
-    let mut child = spawn(arguments);
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads its script");
+    fed(program().args(arguments), input)
+}
+
+/// Runs `command` with `input` on its standard input.
+fn fed(command: &mut Command, input: &str) -> Output {
+    let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = streams.spawn().expect("the program runs");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads its input");
     child.wait_with_output().expect("it ends")
 }
 

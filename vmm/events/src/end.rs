@@ -56,6 +56,8 @@ pub enum Outcome {
     Script,
     /// The guest died, or the host refused what it needed to go on.
     Died,
+    /// The time for all of it was over.
+    TimedOut,
     /// A signal ended it.
     Signal,
     /// The machine was not started: wrong usage, a wrong script, or a host that cannot run it.
@@ -71,6 +73,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Script => "script",
             Self::Died => "died",
+            Self::TimedOut => "timed_out",
             Self::Signal => "signal",
             Self::NotStarted => "not_started",
         }

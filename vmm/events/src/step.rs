@@ -25,6 +25,9 @@ pub struct Step {
     pub line: usize,
     /// Column, in characters from 1; 0 with line 0.
     pub column: usize,
+    /// The last `step "NAME"` before it, or itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The command.
     pub command: String,
     /// When it began, in seconds since the session began.

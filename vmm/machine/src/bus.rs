@@ -4,6 +4,9 @@
 //! answers. Such accesses are counted, and the first one is logged. Unplugged memory is different, although
 //! KVM may report an access there like one to a device: see `vm/vcpu.rs`.
 //!
+//! A kernel that has said on the console that it panics, and then resets the machine, has panicked. Without alarms
+//! ([`crate::config::ConsoleWatch`]) it has reset the machine.
+//!
 //! Every device in port space has registers of one byte. As on an ISA bus, an access of two or four bytes is divided:
 //! each byte goes to a port of its own, the lowest first.
 
@@ -27,11 +30,17 @@ pub(crate) const SLEEP_STATUS: u16 = 0x601;
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 const POWER_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 
+/// The port of the pvpanic device, as in QEMU (`docs/specs/pvpanic`), and the event that it takes: a panic.
+pub(crate) const PVPANIC: u16 = 0x505;
+const PANICKED: u8 = 1;
+
 /// All devices that vCPU threads access.
 pub struct Bus {
     /// Device `n` has its registers at [`layout::mmio`]`(n)`.
     devices: Vec<Arc<Mutex<dyn RegisterDevice>>>,
     serial: Arc<Serial>,
+    /// Whether there is a pvpanic device.
+    pvpanic: bool,
 }
 
 /// The result of an access.
@@ -47,6 +56,8 @@ pub enum Access {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest's kernel panicked.
+    Panic,
 }
 
 impl std::fmt::Debug for Bus {
@@ -56,10 +67,10 @@ impl std::fmt::Debug for Bus {
 }
 
 impl Bus {
-    /// A bus with the serial port and `devices` in the order of their registers.
+    /// A bus with the serial port and `devices` in the order of their registers, and maybe a `pvpanic` device.
     #[must_use]
-    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Serial>) -> Self {
-        Self { devices, serial }
+    pub fn new(devices: Vec<Arc<Mutex<dyn RegisterDevice>>>, serial: Arc<Serial>, pvpanic: bool) -> Self {
+        Self { devices, serial, pvpanic }
     }
 
     /// Reads device registers in memory space.
@@ -116,6 +127,8 @@ impl Bus {
             (_, Some(register)) => self.serial.read(register),
             // 0 means "no output waits, input is accepted". Drivers poll for that before a reset.
             (I8042 | SLEEP_CONTROL | SLEEP_STATUS, _) => 0,
+            // The events that the device takes.
+            (PVPANIC, _) if self.pvpanic => PANICKED,
             _ => 0xff,
         }
     }
@@ -123,14 +136,16 @@ impl Bus {
     fn write_port(&self, port: u16, byte: u8) -> Access {
         match (port, byte) {
             (EXIT_PORT, code) => return Access::Exit(code),
+            (I8042, I8042_RESET) if self.serial.has_panicked() => return Access::Panic,
             (I8042, I8042_RESET) => return Access::Reset,
             (SLEEP_CONTROL, POWER_OFF) => return Access::PowerOff,
+            (PVPANIC, events) if self.pvpanic && events & PANICKED != 0 => return Access::Panic,
             _ => {}
         }
-        if let Some(register) = uart_register(port) {
-            self.serial.write(register, byte);
+        match uart_register(port) {
+            Some(register) if self.serial.write(register, byte) => Access::Panic,
+            _ => Access::Done,
         }
-        Access::Done
     }
 
     /// The last lines of the serial port's output.

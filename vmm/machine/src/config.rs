@@ -5,6 +5,7 @@
 //! (mappings, vCPU limits) is a [`StartError`](crate::StartError).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tidevm_abi::{MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, MEMORY_BLOCK_SIZE, Size};
 
@@ -85,6 +86,11 @@ pub struct Config {
     pub init: InitPolicy,
     /// Where the serial port leads.
     pub console: ConsoleMode,
+    /// What else is made of the serial port's output.
+    pub watch: ConsoleWatch,
+    /// How long all waits for the machine may take together, from its start: then each ends with
+    /// [`WaitError::TimedOut`](crate::WaitError::TimedOut).
+    pub timeout: Option<Duration>,
     /// A reset by the guest starts it again. Otherwise a reset is a death of the guest.
     pub reboot: bool,
     /// The embedder resets the machine itself, by [`crate::Vm::reset`]. That needs this or `reboot`. Without both, the
@@ -121,6 +127,8 @@ impl Default for Config {
             pcp_disable: true,
             init: InitPolicy::default(),
             console: ConsoleMode::Stderr,
+            watch: ConsoleWatch::default(),
+            timeout: None,
             reboot: true,
             resets: false,
             interactive: false,
@@ -152,6 +160,20 @@ pub enum ConsoleMode {
     Listening(Listener),
     /// Output goes to the process that listens at this UNIX socket, and input comes from there.
     Connect(PathBuf),
+}
+
+/// What a VM makes of its guest's console, beside [`ConsoleMode`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleWatch {
+    /// The embedder reads it: [`VmHandle::heard`](crate::VmHandle::heard). [`State::console_lines`](crate::State::console_lines)
+    /// counts its lines. At most [`CONSOLE_KEPT`](crate::CONSOLE_KEPT) bytes are kept.
+    pub kept: bool,
+    /// The kernel is heeded. Lines by which it tells of its own trouble are alarms
+    /// ([`VmHandle::take_alarms`](crate::VmHandle::take_alarms)). A panic that it tells, on the console or to a pvpanic device,
+    /// is a death, even if the machine would be reset.
+    pub alarms: bool,
+    /// All output goes to this file too, which is created or emptied. It gets at most 64 MiB.
+    pub copy: Option<PathBuf>,
 }
 
 /// The multiples of `unit` next to `size`, as advice.

@@ -33,6 +33,13 @@ pub enum DeathKind {
     /// The guest reported a panic, by [`tidevm_abi::ExitCode::Panic`].
     #[error("the guest panicked")]
     GuestPanic,
+    /// The guest's kernel said on its console that it panicked, or told the pvpanic device.
+    #[error("the guest's kernel panicked")]
+    KernelPanic,
+    /// The guest wrote [`tidevm_abi::ExitCode::Failure`] to the exit port. It ended by its own will: this is no accident, and
+    /// has no text.
+    #[error("the guest ended, and reported a failure by the exit port")]
+    ReportedFailure,
     /// The guest said that its boot found too little memory, by [`tidevm_abi::ExitCode::OutOfMemory`].
     #[error("the guest panicked: out of memory")]
     OutOfMemory,

@@ -14,6 +14,7 @@
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
 //! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | `transcript` | what the guest wrote to its console, and a kernel's lines of trouble | who reads it |
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
 //! | `confine` | what the process gives away before the guest runs | what its threads do |
@@ -58,12 +59,14 @@ pub mod survey;
 mod symbols;
 mod sync;
 mod termination;
+mod transcript;
 mod virtio;
 mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{
-    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, HotplugConfig, InitPolicy, NodeConfig,
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, ConsoleWatch, HotplugConfig, InitPolicy,
+    NodeConfig,
 };
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
@@ -81,6 +84,7 @@ pub use state::{
     WaitError,
 };
 pub use tidevm_abi::Size;
+pub use transcript::{Alarms, CONSOLE_KEPT, Heard};
 pub use virtio::balloon::ReportCounts;
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{

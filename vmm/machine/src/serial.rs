@@ -1,7 +1,7 @@
 //! The serial port: text for people, to and from the guest.
 //!
-//! The UART itself is `vm-superio`'s. This file passes its output on, and keeps the last [`TAIL`] bytes in
-//! every console mode, so that the text about a death can show the guest's last lines.
+//! The UART itself is `vm-superio`'s. This file passes its output on, to a [`Sink`] and maybe to a file too. In every console
+//! mode its [`Transcript`] keeps the last lines, for the text about a death, or more of them, for an embedder that reads them.
 //!
 //! There are two locks. The UART's is held for moments, the sink's as long as a write takes. The process at
 //! the other end of a pipe may stop reading. Then the vCPU that writes waits in the write until it is
@@ -17,11 +17,10 @@ use vm_superio::serial::{Error, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::ConsoleWatch;
 use crate::printable::printable;
 use crate::sync::lock;
-
-/// Bytes of output that are kept for [`Serial::tail`].
-const TAIL: usize = 4096;
+use crate::transcript::{Alarms, Completed, Heard, Transcript};
 
 /// Longest line that is held back until it is complete.
 const LINE: usize = 1024;
@@ -33,12 +32,25 @@ pub struct Serial {
     outlet: Mutex<Outlet>,
     /// While it is set, vCPUs do not wait for the sink.
     stop: Arc<AtomicBool>,
+    /// Called at the end of each line, if somebody waits for lines.
+    news: Option<News>,
+}
+
+/// What is done at the end of a line.
+struct News(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("News").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
 struct Outlet {
     /// [`None`] after it failed: the guest must not notice, and must not fill a log.
     sink: Option<Sink>,
+    /// Gets the same bytes.
+    copy: Option<Sink>,
     /// The sink accepted nothing more when a vCPU had to stop.
     stuck: bool,
 }
@@ -78,20 +90,41 @@ impl Serial {
         let at_once = matches!(sink, Sink::Bytes(_));
         let output = Output { at_once, ..Output::default() };
         let uart = Uart::with_events(Line(Arc::new(interrupt)), Drained(Arc::new(drained)), output);
-        Self { uart: Mutex::new(uart), outlet: Mutex::new(Outlet { sink: Some(sink), stuck: false }), stop }
+        let outlet = Outlet { sink: Some(sink), copy: None, stuck: false };
+        Self { uart: Mutex::new(uart), outlet: Mutex::new(outlet), stop, news: None }
     }
 
-    /// The guest writes the register at `offset`. Waits for the sink if the write completes a line.
-    pub fn write(&self, offset: u8, value: u8) {
+    /// The same port, of whose output an embedder wants to know what `watch` says. `copy` gets all output too, and `news` is
+    /// called at the end of each line that is kept.
+    #[must_use]
+    pub fn watched(
+        self,
+        watch: &ConsoleWatch,
+        copy: Option<Sink>,
+        news: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        self.uart().writer_mut().transcript = Transcript::new(watch.kept, watch.alarms);
+        lock(&self.outlet).copy = copy;
+        Self { news: watch.kept.then(|| News(Box::new(news))), ..self }
+    }
+
+    /// The guest writes the register at `offset`. Waits for the sink if the write completes a line. Returns whether that is
+    /// the last line of a kernel that has panicked, if alarms are wanted.
+    pub fn write(&self, offset: u8, value: u8) -> bool {
         let mut uart = self.uart();
         if let Err(error) = uart.write(offset, value) {
             log::debug!("serial port: {error}");
         }
-        let due = std::mem::take(&mut uart.writer_mut().due);
+        let output = uart.writer_mut();
+        let (due, completed) = (std::mem::take(&mut output.due), std::mem::take(&mut output.completed));
         drop(uart);
         if !due.is_empty() {
             lock(&self.outlet).pass_on(&due, &self.stop);
         }
+        if let Some(News(news)) = self.news.as_ref().filter(|_| completed.line) {
+            news();
+        }
+        completed.halted
     }
 
     /// The guest reads the register at `offset`.
@@ -126,7 +159,8 @@ impl Serial {
     pub fn reset(&self) {
         let mut uart = self.uart();
         let (line, drained) = (uart.interrupt_evt().clone(), uart.events().clone());
-        let output = std::mem::take(uart.writer_mut());
+        let mut output = std::mem::take(uart.writer_mut());
+        output.transcript.reset();
         *uart = Uart::with_events(line, drained, output);
         uart.events().in_buffer_empty();
     }
@@ -171,8 +205,25 @@ impl Serial {
     /// The last lines of output, [`printable`].
     #[must_use]
     pub fn tail(&self) -> String {
-        let bytes: Vec<u8> = self.uart().writer().tail.iter().copied().collect();
-        printable(&bytes).trim_end().to_owned()
+        self.uart().writer().transcript.tail()
+    }
+
+    /// The output from the byte with the number `from` on, as far as it is kept.
+    #[must_use]
+    pub fn heard(&self, from: u64) -> Heard {
+        self.uart().writer().transcript.from(from)
+    }
+
+    /// The alarms since the last call, if they are wanted.
+    #[must_use]
+    pub fn take_alarms(&self) -> Alarms {
+        self.uart().writer_mut().transcript.take_alarms()
+    }
+
+    /// Whether the guest's kernel said that it panics, since the last reset, if alarms are wanted.
+    #[must_use]
+    pub fn has_panicked(&self) -> bool {
+        self.uart().writer().transcript.has_panicked()
     }
 
     /// Shows the incomplete last line too, unless the sink is stuck.
@@ -231,19 +282,24 @@ impl std::fmt::Debug for Sink {
 
 impl Outlet {
     fn pass_on(&mut self, bytes: &[u8], stop: &AtomicBool) {
-        let result = match &mut self.sink {
-            Some(Sink::Lines(writer)) => write_all(writer, printable(bytes).as_bytes(), stop),
-            Some(Sink::RawLines(writer) | Sink::Bytes(writer)) => write_all(writer, bytes, stop),
-            None => return,
-        };
-        match result {
-            Ok(all) => self.stuck = !all,
-            Err(error) => {
-                log::warn!("console output is lost from here on: {error}");
-                self.sink = None;
-            }
-        }
+        // A copy is a file, which no other process reads slowly.
+        pass_to(&mut self.copy, bytes, stop);
+        self.stuck = !pass_to(&mut self.sink, bytes, stop);
     }
+}
+
+/// Writes `bytes` to `sink`, which is [`None`] after a failure. Returns whether all was written, or never will be.
+fn pass_to(sink: &mut Option<Sink>, bytes: &[u8], stop: &AtomicBool) -> bool {
+    let result = match sink {
+        Some(Sink::Lines(writer)) => write_all(writer, printable(bytes).as_bytes(), stop),
+        Some(Sink::RawLines(writer) | Sink::Bytes(writer)) => write_all(writer, bytes, stop),
+        None => return true,
+    };
+    result.unwrap_or_else(|error| {
+        log::warn!("console output is lost from here on: {error}");
+        *sink = None;
+        true
+    })
 }
 
 /// Writes all of `bytes`, unless a signal comes while `stop` is set. Then the rest is lost. Returns whether
@@ -273,17 +329,16 @@ struct Output {
     line: Vec<u8>,
     /// To be passed on by the thread that wrote the last byte.
     due: Vec<u8>,
-    tail: VecDeque<u8>,
+    /// What the last byte completed.
+    completed: Completed,
+    transcript: Transcript,
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
             self.line.push(byte);
-            if self.tail.len() == TAIL {
-                self.tail.pop_front();
-            }
-            self.tail.push_back(byte);
+            self.completed = self.transcript.push(byte);
             if self.at_once || byte == b'\n' || self.line.len() == LINE {
                 self.due.append(&mut self.line);
             }
@@ -300,11 +355,12 @@ impl Write for Output {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
+    use std::sync::atomic::AtomicU64;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::sync::{Arc, Mutex};
     use std::thread;
 
-    use super::{EventFd, Serial, Sink};
+    use super::{ConsoleWatch, EventFd, Ordering, Serial, Sink};
 
     fn serial_to(sink: Sink) -> Serial {
         let event = || EventFd::new(0).unwrap();
@@ -316,7 +372,9 @@ mod tests {
     }
 
     fn print(serial: &Serial, text: &[u8]) {
-        text.iter().for_each(|&byte| serial.write(0, byte));
+        for &byte in text {
+            assert!(!serial.write(0, byte), "no kernel panicked");
+        }
     }
 
     /// A writer that keeps everything.
@@ -363,7 +421,27 @@ mod tests {
         }
         print(&serial, b"!");
         let tail = serial.tail();
-        assert!(tail.ends_with("0123456789\n!") && tail.len() <= super::TAIL, "{tail}");
+        assert!(tail.ends_with("0123456789\n!") && tail.len() <= 4096, "{tail}");
+    }
+
+    #[test]
+    fn a_copy_gets_the_same_bytes_and_a_reader_is_told_of_lines() {
+        let (paper, copy) = (Paper::default(), Paper::default());
+        let lines = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&lines);
+        let news = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let watch = ConsoleWatch { kept: true, ..ConsoleWatch::default() };
+        let sink = Sink::RawLines(Box::new(copy.clone()));
+        let serial = serial_to(Sink::Bytes(Box::new(paper.clone()))).watched(&watch, Some(sink), news);
+        print(&serial, b"one\r\ntwo");
+        assert_eq!((paper.text(), copy.text()), ("one\r\ntwo".to_owned(), "one\r\ntwo".to_owned()));
+        assert_eq!(lines.load(Ordering::Relaxed), 1);
+        assert_eq!(serial.heard(0).text, b"one\ntwo");
+        assert_eq!(serial.heard(4).text, b"two");
+        serial.reset();
+        assert_eq!((serial.heard(0).since_reset, serial.heard(0).text.len()), (7, 7));
     }
 
     #[test]

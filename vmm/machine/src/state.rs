@@ -63,6 +63,8 @@ pub struct State {
     pub signal: Option<i32>,
     /// How often SIGINT came to a VM with [`crate::Config::interactive`].
     pub interrupts: u64,
+    /// Lines that the guest wrote to its console, if the embedder reads them. A line beyond some length counts as several.
+    pub console_lines: u64,
     /// The guest stands still, or is about to: [`crate::VmHandle::pause`].
     pub paused: bool,
     /// The guest's accesses to addresses without a device. Reads gave all ones, writes were dropped.
@@ -200,6 +202,8 @@ struct StateAndAnswers {
     started: Instant,
     /// The number of the embedder's last request for a reset. It waits until [`State::reset_request`] is the same.
     reset_request: u64,
+    /// When every wait ends, on the clock of limits, and the time from the start to then.
+    deadline: Option<(Instant, Duration)>,
     /// The time for which the guest stood still since the start, the current pause excluded.
     stood_still: Duration,
     /// Since when the guest stands still, by [`crate::clock`].
@@ -213,6 +217,12 @@ impl StateAndAnswers {
     fn now(&self) -> Instant {
         self.paused.unwrap_or_else(clock::now) - self.stood_still
     }
+
+    /// The error of a wait for `what` once the time of all waits is over.
+    fn timed_out(&self, what: &str) -> Option<WaitError> {
+        let (at, limit) = self.deadline?;
+        (self.now() >= at).then(|| WaitError::TimedOut { what: what.to_owned(), limit })
+    }
 }
 
 impl SharedState {
@@ -221,11 +231,21 @@ impl SharedState {
             state: State { mem, ..State::default() },
             started,
             reset_request: 0,
+            deadline: None,
             stood_still: Duration::ZERO,
             paused: None,
             answers: BTreeMap::new(),
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new(), subscriptions: Mutex::default() }
+    }
+
+    /// The same, whose waits end `limit` after the start.
+    pub(crate) fn limited(self, limit: Option<Duration>) -> Self {
+        {
+            let mut inner = lock(&self.inner);
+            inner.deadline = limit.and_then(|limit| Some((inner.started.checked_add(limit)?, limit)));
+        }
+        self
     }
 
     /// The time now on the clock of all limits: [`crate::clock`], without the time in which the guest stood still. A guest
@@ -344,7 +364,7 @@ impl SharedState {
     ) -> Result<T, WaitError> {
         let found = self.wait_for(limit, |inner| match find(inner) {
             Some(found) => Some(Ok(found)),
-            None => inner.state.interruption().map(Err),
+            None => inner.state.interruption().or_else(|| inner.timed_out(what)).map(Err),
         });
         found.unwrap_or_else(|| Err(WaitError::Deadline { what: what.to_owned(), after: limit }))
     }
@@ -365,8 +385,10 @@ impl SharedState {
             if let Some(found) = find(&inner) {
                 return Some(found);
             }
-            let left = limit.checked_sub(inner.now() - start).filter(|left| !left.is_zero())?;
-            let nap = Nap::of(left);
+            let now = inner.now();
+            let left = limit.checked_sub(now - start).filter(|left| !left.is_zero())?;
+            let of_all = inner.deadline.map(|(at, _)| at.saturating_duration_since(now));
+            let nap = Nap::of(of_all.filter(|left| !left.is_zero()).map_or(left, |of_all| of_all.min(left)));
             inner = self.changed.wait_timeout(inner, nap.time()).unwrap_or_else(PoisonError::into_inner).0;
             nap.end();
         }

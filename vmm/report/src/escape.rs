@@ -1,8 +1,8 @@
-//! Escapes text for HTML.
+//! Escapes text for HTML, and in the same way for XML.
 
 use std::fmt::{self, Display, Write};
 
-/// Shows a text so that HTML takes it for text, in an element or in a quoted attribute.
+/// Shows a text so that HTML and XML take it for text, in an element or in a quoted attribute.
 ///
 /// Control characters, which HTML forbids, and those that change the direction of text are shown as U+FFFD.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,8 @@ impl Write for Escaper<'_, '_> {
                 '\'' => self.0.write_str("&#39;")?,
                 '\n' | '\t' => self.0.write_char(c)?,
                 '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => self.0.write_char('\u{fffd}')?,
+                // No characters of XML.
+                '\u{fffe}' | '\u{ffff}' => self.0.write_char('\u{fffd}')?,
                 c if c.is_control() => self.0.write_char('\u{fffd}')?,
                 c => self.0.write_char(c)?,
             }
@@ -51,6 +53,7 @@ mod tests {
             escaped("a\0b\u{1b}[2Jc\r\u{7f}\u{85}\u{202e}"),
             "a\u{fffd}b\u{fffd}[2Jc\u{fffd}\u{fffd}\u{fffd}\u{fffd}"
         );
+        assert_eq!(escaped("a\u{fffe}\u{ffff}"), "a\u{fffd}\u{fffd}");
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let text = escaped(&c.to_string());
             assert!(!text.contains(['<', '>', '"', '\'']), "{c:?}");

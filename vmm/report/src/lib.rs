@@ -1,7 +1,7 @@
-//! A session as one page: the events of `tidevm run --json` in, HTML out.
+//! A session as one page, and as results that CI reads: the events of `tidevm run --json` in; HTML, JUnit and TAP out.
 //!
 //! Pure: it reads no file and no clock. [`Report`] takes the lines of a session one by one, and [`Report::page`] is a
-//! document that needs no other file and no script.
+//! document that needs no other file and no script. [`Results`] takes them too, for [`Results::junit`] and [`Results::tap`].
 //!
 //! | module | keeps | bound |
 //! | --- | --- | --- |
@@ -12,11 +12,15 @@
 //! | `thinned` | evenly spread items of a row without end | what its owner says |
 //! | `latency` | how long steps took | one number for each bar |
 //! | `page` | shows all of it | |
+//! | `cases` | the steps as test cases | [`cases::MAX_CASES`], [`cases::MAX_FAILURES`] of each |
+//! | `junit`, `tap` | show the cases | |
 //!
 //! Invariant: the lines are not trusted. Any numbers and texts give a page, each line is looked at once, and what is kept of
 //! a session has a bound.
 
+mod cases;
 mod escape;
+mod junit;
 mod latency;
 mod marks;
 mod page;
@@ -24,12 +28,14 @@ mod region;
 mod series;
 mod show;
 mod steps;
+mod tap;
 mod thinned;
 
 use std::cmp::Ordering;
 
 use tidevm_events::{End, Event, Line, Ready, Sampled, Start, Step};
 
+pub use cases::{Planned, Results};
 pub use escape::Escaped;
 
 use latency::{Kind, Latencies};

@@ -65,6 +65,7 @@ impl Marks {
             Outcome::Failed => format!("ended early: {reason}"),
             Outcome::Script => format!("a line of the script is wrong: {reason}"),
             Outcome::Died => format!("the guest died: {reason}"),
+            Outcome::TimedOut => reason,
             Outcome::Signal => format!("ended by a signal: {reason}"),
             Outcome::NotStarted => format!("not started: {reason}"),
         };

@@ -83,6 +83,7 @@ fn step(run: &StepRun) -> Event {
     Event::Step(Box::new(Step {
         line: run.line,
         column: run.column,
+        name: run.name.clone(),
         command: run.command.to_string(),
         start_seconds: run.start.as_secs_f64(),
         seconds: run.took.as_secs_f64(),
@@ -122,6 +123,7 @@ fn end(summary: &Summary) -> Event {
         Ended::Failed { reason } => (Outcome::Failed, reason.clone()),
         Ended::Misread(errors) => (Outcome::Script, Some(errors.to_string())),
         Ended::Died(death) => (Outcome::Died, Some(death.to_string())),
+        Ended::TimedOut { reason } => (Outcome::TimedOut, Some(reason.clone())),
         Ended::Signal { signal } => (Outcome::Signal, Some(format!("signal {signal} came"))),
     };
     let signal = if let Ended::Signal { signal } = summary.ended { Some(signal) } else { None };

@@ -6,11 +6,13 @@
 //! | module | what it is | what it does not know |
 //! | --- | --- | --- |
 //! | `session` | runs the steps of a script on a running VM | how anything is shown |
+//! | `pattern` | regular expressions of scripts | consoles |
 //! | `remembered` | workloads in a snapshot | VMs |
 //! | [`script`] | text to steps, every error with its line and column | VMs |
 //! | [`table`], [`json`] | show a session, to people and to programs | VMs |
 
 pub mod json;
+mod pattern;
 mod remembered;
 pub mod script;
 mod session;

@@ -4,6 +4,7 @@
 //! names that no workload has at that point (`script/names.rs`) and sizes that do not fit the devices
 //! ([`Script::fit`]). A [`LiveScript`] is read line by line while it runs, with the same checks.
 
+mod fit;
 mod live;
 mod names;
 #[cfg(test)]
@@ -11,12 +12,14 @@ mod tests;
 
 use std::fmt;
 
-use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
-use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
+use tidevm_abi::command::{Command, ConsoleText, ExpectConsole, Item};
+use tidevm_abi::{Counted, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
 
+use crate::pattern;
 use crate::remembered::Remembered;
 
+use fit::misfits;
 pub use live::LiveScript;
 pub(crate) use names::Workloads;
 
@@ -166,6 +169,13 @@ impl Script {
         longest
     }
 
+    /// Each step once, in the order of the text.
+    pub fn each_step(&self) -> Vec<&Step> {
+        let mut steps = Vec::new();
+        each_step(&self.body, &mut |step| steps.push(step));
+        steps
+    }
+
     fn errors(&self, errors: Errors) -> ScriptErrors {
         locate(&self.file, errors, |line| self.lines.get(line - 1).map(String::as_str))
     }
@@ -190,17 +200,6 @@ fn locate<'t>(file: &str, mut errors: Errors, text: impl Fn(usize) -> Option<&'t
     ScriptErrors(located.collect())
 }
 
-/// The steps of `body` that do not fit a machine of `config`.
-fn misfits(body: &[Statement], config: &Config) -> Errors {
-    let mut errors = Vec::new();
-    each_step(body, &mut |step| {
-        if let Some(message) = misfit(step.command.carried_out(), config) {
-            errors.push((step.line, step.column, message));
-        }
-    });
-    errors
-}
-
 /// Number of steps that a run of `body` takes, with repetitions.
 pub(crate) fn count_steps(body: &[Statement]) -> u64 {
     let count = |statement: &Statement| match statement {
@@ -210,7 +209,7 @@ pub(crate) fn count_steps(body: &[Statement]) -> u64 {
     body.iter().map(count).fold(0, u64::saturating_add)
 }
 
-fn each_step(body: &[Statement], visit: &mut impl FnMut(&Step)) {
+fn each_step<'s>(body: &'s [Statement], visit: &mut impl FnMut(&'s Step)) {
     for statement in body {
         match statement {
             Statement::Step(step) => visit(step),
@@ -219,53 +218,24 @@ fn each_step(body: &[Statement], visit: &mut impl FnMut(&Step)) {
     }
 }
 
-fn misfit(command: &Command, config: &Config) -> Option<String> {
-    let (index, target) = match command {
-        Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
-        Command::Probe(_) if config.cpus < 2 => {
-            return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
+/// Checks the pattern of a command, whose words are the next ones of `words`.
+fn check_pattern(command: &Command, mut words: Words<'_>) -> Result<(), SyntaxError> {
+    let Command::ExpectConsole(ExpectConsole { text: ConsoleText::Matches(pattern), .. }) =
+        command.carried_out()
+    else {
+        return Ok(());
+    };
+    pattern::compile(pattern).map(drop).map_err(|error| {
+        let mut column = 1;
+        // The pattern is the only word that begins with a slash.
+        while let Ok(word) = words.next("a pattern") {
+            if word.text.starts_with('/') {
+                column = word.column + 1 + error.offset;
+                break;
+            }
         }
-        Command::Resize(resize) => (resize.device, Some(resize.target)),
-        Command::Rebind { device } => (usize::from(*device), None),
-        Command::Expect(expect) if expect.metric.is_of_devices() => (expect.device.unwrap_or(0), None),
-        Command::Expect(expect) => return missing_node(expect.metric, config),
-        _ => return None,
-    };
-    let Some(device) = config.hotplug.get(index) else {
-        return Some(match config.hotplug.len() {
-            0 => "there is no hotplug device: no --hotplug was given".to_owned(),
-            count => format!("there is no device {index}: the last of {count} is device {}", count - 1),
-        });
-    };
-    let size = target.map_or(Size(0), Target::size);
-    (!size.0.is_multiple_of(device.device_block.0)).then(|| {
-        let block = device.device_block;
-        format!("{size} is not a multiple of the block size {block} of device {index}")
+        SyntaxError { column, message: error.message }
     })
-}
-
-/// The error for a counter of a node that the guest cannot have.
-fn missing_node(metric: Metric, config: &Config) -> Option<String> {
-    let Metric::Guest(guest) = metric else { return None };
-    let (node, nodes) = (guest.node()?.index(), config.nodes()?);
-    (node >= nodes).then(|| {
-        let nodes = Counted(nodes as u64, "node");
-        format!("there is no {metric}: the guest has {nodes}; --numa gives it more")
-    })
-}
-
-/// The error for a range of device memory that does not exist.
-fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
-    let index = match pmem {
-        Pmem::List => return None,
-        Pmem::Map(map) => map.devices().last()?,
-        Pmem::Unmap(device) | Pmem::Hold(PmemHold { device, .. }) => *device,
-    };
-    match count {
-        _ if usize::from(index) < count => None,
-        0 => Some("there is no device memory: no --pmem was given".to_owned()),
-        _ => Some(format!("there is no pmem {index}: the last of {count} is pmem {}", count - 1)),
-    }
 }
 
 /// The state between two lines: statements so far, open `repeat`s, errors.
@@ -304,6 +274,7 @@ impl Reader {
 
     fn statements(&mut self, line: usize, words: &mut Words<'_>) -> Result<(), SyntaxError> {
         while let Some(Word { column, .. }) = words.peek() {
+            let ahead = words.clone();
             match Item::parse(words)? {
                 Item::Repeat(_) if self.open.len() >= MAX_DEPTH => {
                     let message = format!("repeat is nested deeper than {MAX_DEPTH}");
@@ -320,6 +291,7 @@ impl Reader {
                     self.close(open);
                 }
                 Item::Command(command) => {
+                    check_pattern(&command, ahead)?;
                     self.body.push(Statement::Step(Step { line, column, command }));
                 }
             }

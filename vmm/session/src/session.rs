@@ -14,6 +14,8 @@
 //! | any | a termination signal comes | the guest is powered off, status 128 + signal |
 //! | `hog` and others | the guest resets before it answers, or the workload ended with a reset | the guest is powered off, status 1 |
 //! | `hog`, `pmem` and others | the guest refuses: it does not fit, say | the session goes on, status 1 at its end |
+//! | any | the guest's kernel tells of its own trouble | the session goes on, status 1 at its end |
+//! | any | the time of all is over | the guest is powered off, status 124 |
 //! | `fails` | its command does not fail, or for another reason | the guest is powered off, status 1 |
 //!
 //! A resize without `within` has [`resize_deadline`], and fails at once when the guest reports that it is
@@ -34,6 +36,8 @@
 //! the [`Observer`] once, and the VM is stopped once, or saved.
 
 mod blocks;
+mod boot;
+mod console;
 mod deadline;
 mod ending;
 mod expect;
@@ -60,8 +64,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
-use tidevm_machine::{GRACE, Ready, STOP_LIMIT, State, WaitError};
+use tidevm_machine::{GRACE, STOP_LIMIT, State, WaitError};
 
+use console::Reading;
 use deadline::Work;
 pub use deadline::{ANSWER_DEADLINE, BOOT_DEADLINE, RESIZE_DEADLINE, resize_deadline};
 use fails::expected_failure;
@@ -106,6 +111,10 @@ struct Session<'s, V, O> {
     /// When the VM was started.
     start: Instant,
     watch: Watch<'s, O>,
+    /// How far the console was read.
+    reading: Reading,
+    /// The name of the steps that run.
+    name: Option<String>,
     /// Resets that the session has noticed.
     resets: u64,
     /// The guest has left a call unanswered. It is not waited for again.
@@ -125,7 +134,8 @@ pub fn run<V: VmControl, O: Observer>(vm: V, script: &Script, observer: &mut O) 
     let result = session
         .boot(session.boot_deadline())
         .and_then(|()| session.body(&script.body))
-        .and_then(|()| session.await_churns());
+        .and_then(|()| session.await_churns())
+        .and_then(|()| session.late_alarms());
     session.end(result)
 }
 
@@ -153,6 +163,8 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             answer: Cell::default(),
             listed: RefCell::default(),
             watch: Watch::new(observer),
+            reading: Reading::default(),
+            name: None,
             resets: 0,
             silent: false,
             manner: Manner::Script,
@@ -161,33 +173,11 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
         }
     }
 
-    fn boot_deadline(&self) -> Duration {
-        deadline::boot(Size(self.vm.boot_memory()))
-    }
-
     /// What of `size` there can be in this machine: no work is more than that on all its memory.
     fn most_of(&self, size: Size) -> Size {
         let devices: Size = self.vm.state().mem.iter().map(|mem| mem.region_size).sum();
         let all = [self.vm.boot_memory(), self.vm.device_memory(), devices.0];
         size.min(all.into_iter().map(Size).sum())
-    }
-
-    fn boot(&mut self, limit: Duration) -> Result<(), SessionError> {
-        let ready = self.vm.has_agent().then(|| self.await_ready(limit)).transpose()?;
-        self.summary.boot = ready.map(|ready| ready.after);
-        let mut sample = self.outside();
-        if ready.is_some() {
-            let (stats, blocks) = self.inside(ANSWER_DEADLINE)?;
-            (sample.guest, sample.blocks) = (Some(stats), blocks);
-        }
-        let at = self.vm.now() - self.start;
-        self.watch.observer().boot(&Booted { at, ready, sample }).map_err(SessionError::Output)
-    }
-
-    fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
-        let memory = Size(self.vm.boot_memory());
-        let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.wait(limit, &what, |state| state.ready)?)
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
@@ -251,12 +241,14 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
                 vcpus.clear();
             }
         }
+        result = self.with_alarms(result);
         self.summary.steps += 1;
         self.summary.failed += u64::from(result.is_err());
-        let (line, column, command) = (step.line, step.column, step.command.clone());
+        let (line, column, name, command) = (step.line, step.column, self.name.clone(), step.command.clone());
         let told = result.as_ref().map(Clone::clone).map_err(|error| error.failure().clone());
         let start = start - self.start;
-        let run = StepRun { line, column, command, start, took, result: told, answer, listed, sample, vcpus };
+        let run =
+            StepRun { line, column, name, command, start, took, result: told, answer, listed, sample, vcpus };
         self.watch.observer().step(&run).map_err(SessionError::Output)?;
         match result {
             Err(error) if !self.survives(&error) => Err(error.into()),
@@ -283,7 +275,13 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Verify(name) => self.need_agent().and_then(|()| self.verify(name)),
             Command::Release(name) => self.need_agent().and_then(|()| self.release(name)),
             Command::Wait(name) => self.need_agent().and_then(|()| self.await_churn(name)),
+            Command::WaitBoot { within } => self.wait_boot(*within),
+            Command::Step(name) => {
+                self.name = Some(name.clone());
+                Ok(None)
+            }
             Command::Expect(expect) => self.expect(expect),
+            Command::ExpectConsole(expect) => self.expect_console(expect),
             // `carried_out` has taken it off.
             Command::Fails(fails) => self.execute(&fails.command),
             Command::Stats => Ok(None),

@@ -8,7 +8,7 @@
 //! `requested`, `plugged` and `held` are sums over all devices. `kernel free` counts the free pages of the
 //! zones DMA32 and Normal. `memmap in boot` counts the pages of hot-added memory's memmap that lie in boot
 //! memory. Columns are fixed when the header is printed. A terminal too narrow for one line per step gets
-//! two. A step's text that is too long for its column gets a line of its own.
+//! two. A step's text that is too long for its column gets a line of its own. A `step "NAME"` is a line with the name alone.
 //!
 //! The text is styled. The owner of the stream strips the styles where they do not belong.
 
@@ -183,7 +183,11 @@ impl<W: Write> Observer for Table<W> {
     }
 
     fn step(&mut self, run: &StepRun) -> io::Result<()> {
-        self.row(&run.command.to_string(), Some(run.took), &run.sample, run.is_done())?;
+        if let Command::Step(name) = &run.command {
+            writeln!(self.out, "{HEAD}{name}{HEAD:#}")?;
+        } else {
+            self.row(&run.command.to_string(), Some(run.took), &run.sample, run.is_done())?;
+        }
         match &run.result {
             Ok(Some(note)) => self.aside(SIDE, note)?,
             Ok(None) => {}
@@ -320,6 +324,7 @@ fn ending(summary: &Summary) -> String {
         }
         Ended::Misread(_) => format!("ended after {counted} in {time}: a line is wrong"),
         Ended::Died(_) => format!("the guest died after {counted} in {time}"),
+        Ended::TimedOut { reason } => format!("the session was ended after {counted} in {time}: {reason}"),
         Ended::Signal { signal } => format!("ended by signal {signal} after {counted} in {time}"),
     };
     match &summary.saved {

@@ -68,7 +68,7 @@ impl Comparison {
 impl Expect {
     /// Reads what follows `expect`.
     pub(super) fn parse(words: &mut Words<'_>) -> Result<Self, SyntaxError> {
-        let metric = words.value(&format!("a metric ({})", Metric::names()), Metric::new)?;
+        let metric = words.value(&format!("`console`, or a metric ({})", Metric::names()), Metric::new)?;
         let comparison = words.one_of("a comparison", COMPARISONS)?;
         let value = match metric.unit() {
             Unit::Bytes => words.size("a size such as 2G", |_| true)?.0,

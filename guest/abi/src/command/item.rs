@@ -8,6 +8,12 @@ use crate::words::{SyntaxError, Words};
 /// The word that begins a repetition.
 pub(super) const REPEAT: &str = "repeat";
 
+/// The word that names the commands behind it.
+pub(super) const STEP: &str = "step";
+
+/// What the name of a churn cannot be, because `wait boot` waits for the guest.
+pub(super) const BOOT: &str = "boot";
+
 /// How commands are repeated: the usage, what it does, and an example. A line of a script that is no command.
 pub const REPETITION: [&str; 3] =
     ["repeat N { ... }", "the same commands again", "repeat 3 { plug 1G unplug 1G }"];

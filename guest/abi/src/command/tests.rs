@@ -7,8 +7,8 @@ use proptest::{option, sample};
 
 use super::fault::FAULT_STEPS;
 use super::{
-    Churn, Command, Comparison, Corrupt, Executor, Expect, Fails, Hog, Item, Pmem, PmemHold, PmemMap,
-    REPETITION, Race, Resize, Target, VERBS, Verb,
+    Churn, Command, Comparison, ConsoleText, Corrupt, Executor, Expect, ExpectConsole, Fails, Hog, Item,
+    Pmem, PmemHold, PmemMap, REPETITION, Race, Resize, Target, VERBS, Verb,
 };
 use crate::words::Words;
 use crate::{CorruptPart, HogKind, MAX_RACE_CYCLES, Metric, Name, Op, PmemOp, ProbedWait, Size, metric};
@@ -26,8 +26,23 @@ fn whole_pages() -> impl Strategy<Value = Size> {
     (1..u64::MAX >> 12).prop_map(|pages| Size(pages << 12))
 }
 
+/// `boot` is no name of a churn.
 fn names() -> impl Strategy<Value = Name> {
-    "[A-Za-z][A-Za-z0-9_-]{0,8}".prop_map(|text| Name::new(&text).unwrap())
+    "[A-Za-z][A-Za-z0-9_-]{0,8}"
+        .prop_filter("boot", |text| text != "boot")
+        .prop_map(|text| Name::new(&text).unwrap())
+}
+
+fn console_texts() -> impl Strategy<Value = Command> {
+    let text = prop_oneof![
+        "[^\"\\pC]{0,20}[a-z#{}/]".prop_map(ConsoleText::Contains),
+        // An escape is one character with its backslash.
+        "([^/\\\\\\pC]|\\\\[/.#\"]){0,20}[a-z#{}\" ][a-z]".prop_map(ConsoleText::Matches),
+    ];
+    (any::<bool>(), text, option::of(durations())).prop_map(|(absent, text, within)| {
+        let within = within.filter(|_| !absent);
+        Command::ExpectConsole(ExpectConsole { absent, text, within })
+    })
 }
 
 fn metrics() -> impl Strategy<Value = Metric> {
@@ -82,12 +97,13 @@ fn pmem() -> impl Strategy<Value = Command> {
 }
 
 fn commands() -> impl Strategy<Value = Command> {
+    let step = "[^\"\\pC]{0,20}[a-z#{}/]".prop_map(Command::Step);
     let fails = (plain(), "[^\"\\pC]{1,20}[a-z#{}]")
         .prop_map(|(command, because)| Command::Fails(Fails { command: Box::new(command), because }));
-    prop_oneof![4 => plain(), 1 => fails]
+    prop_oneof![4 => plain(), 1 => fails, 1 => step]
 }
 
-/// Commands that are not expected to fail.
+/// Commands that can fail, and are not expected to.
 fn plain() -> impl Strategy<Value = Command> {
     let steps = sample::select(FAULT_STEPS.iter().map(|(_, step)| *step).collect::<Vec<_>>());
     let parts = sample::select(vec![CorruptPart::Content, CorruptPart::Memmap]);
@@ -109,6 +125,8 @@ fn plain() -> impl Strategy<Value = Command> {
         names().prop_map(Command::Verify),
         names().prop_map(Command::Release),
         names().prop_map(Command::Wait),
+        option::of(durations()).prop_map(|within| Command::WaitBoot { within }),
+        console_texts(),
         Just(Command::Stats),
         Just(Command::Check),
         Just(Command::Blocks),
@@ -184,6 +202,15 @@ const WORDS: &[&str] = &[
     "fails",
     "check",
     "because",
+    "console",
+    "no",
+    "contains",
+    "matches",
+    "/a\\/b/",
+    "/",
+    "wait",
+    "boot",
+    "step",
     "\"late\"",
     "\"",
     "reset",
@@ -237,6 +264,13 @@ fn lines_of_the_manual_are_commands() {
         ("corrupt data page 0 # the first", "corrupt data"),
         ("corrupt memmap page 4294967295 memmap", "corrupt memmap page 4294967295 memmap"),
         ("probe tlb-flush", "probe tlb-flush"),
+        ("wait load # then", "wait load"),
+        ("wait boot within 90 s", "wait boot within 90s"),
+        ("step \"grow # it\" # a comment", "step \"grow # it\""),
+        ("expect console contains \"login: \" within 30s", "expect console contains \"login: \" within 30s"),
+        ("expect console matches   /a{2} # \\/ \"b\"/# c", "expect console matches /a{2} # \\/ \"b\"/"),
+        ("expect no console matches /BUG|\\\\/", "expect no console matches /BUG|\\\\/"),
+        ("expect no console contains \"/\"", "expect no console contains \"/\""),
     ];
     for (line, shown) in lines {
         assert_eq!(
@@ -281,6 +315,24 @@ fn wrong_lines_say_where_and_what() {
         ("hog 4M contiguous scattered as a", 19, "`as`, found `scattered`"),
         ("hog 4M movable full scattered as a", 21, "`as`, found `scattered`"),
         ("hog 4M movable as 1a", 19, "a name"),
+        ("churn 2 threads for 1s as boot", 27, "another name: `wait boot` waits for the guest"),
+        ("wait", 5, "a name"),
+        ("wait boot 5s", 11, "the end of the line, found `5s`"),
+        ("wait load within 5s", 11, "the end of the line, found `within`"),
+        ("step grow", 6, "a name in quotes, at most 200 characters, found `grow`"),
+        ("step \"\"", 6, "a name in quotes"),
+        ("fails step \"a\" because \"b\"", 7, "a command that may fail, found `step`"),
+        ("expect no", 10, "`console`, found the end"),
+        ("expect no plugged == 0", 11, "`console`, found `plugged`"),
+        ("expect console", 15, "`contains` or `matches`, found the end"),
+        ("expect console has \"a\"", 16, "`contains` or `matches`, found `has`"),
+        ("expect console contains login", 25, "a text in quotes, at most 200 characters, found `login`"),
+        ("expect console matches \"a\"", 24, "a regular expression between slashes, at most 200 characters"),
+        ("expect console matches /a", 24, "between slashes"),
+        ("expect console matches /a\\/", 24, "between slashes"),
+        ("expect console matches /", 24, "between slashes"),
+        ("expect console matches //", 24, "between slashes"),
+        ("expect no console matches /a/ within 5s", 31, "looks at what is there; put a `sleep` before it"),
         ("churn 0 threads for 1s as c", 7, "at least 1"),
         ("churn 2 threads for 0s as c", 21, "above 0"),
         ("expect memmap.boot_pages == 2M", 29, "a number (memmap.boot_pages is no size)"),
@@ -361,15 +413,18 @@ fn one_and_many_are_both_accepted() {
 #[test]
 fn every_verb_is_listed_with_its_usage() {
     let error = "grow 2G".parse::<Command>().unwrap_err();
-    let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, fails, stats, \
-                  check, blocks, readd, rebind, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
+    let listed = "expected a command (resize, plug, unplug, hog, churn, verify, release, wait, expect, fails, step, \
+                  stats, check, blocks, readd, rebind, reset, sleep, race, corrupt, probe, inject, pmem, repeat), found `grow`";
     assert_eq!(error.message, listed);
     for verb in VERBS {
         assert_eq!(verb.usage.split(' ').next(), Some(verb.word));
     }
     let vmm: Vec<_> = VERBS.iter().filter(|verb| verb.executor == Executor::Vmm).collect();
     let words: Vec<_> = vmm.iter().map(|verb| verb.word).collect();
-    assert_eq!(words, ["resize", "plug", "unplug", "wait", "expect", "fails", "reset", "sleep", "inject"]);
+    assert_eq!(
+        words,
+        ["resize", "plug", "unplug", "wait", "expect", "fails", "step", "reset", "sleep", "inject"]
+    );
     assert!(Verb::new("meminfo").is_none());
 }
 

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
+use super::item::BOOT;
 use crate::duration::ShowDuration;
 use crate::words::{SyntaxError, Table, Words, word_for};
 use crate::{Counted, Handle, HogKind, Name, Op, Size};
@@ -105,6 +106,9 @@ impl Churn {
         let time =
             words.duration_that("a duration above 0 such as 200ms, 5s or 2m", |time| !time.is_zero())?;
         words.keyword("as")?;
+        if let Some(word) = words.peek().filter(|word| word.text == BOOT) {
+            return Err(word.error("another name: `wait boot` waits for the guest"));
+        }
         Ok(Self { threads, time, name: words.name()? })
     }
 }

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use tidevm_abi::Size;
 use tidevm_machine::{
-    BalloonConfig, Config, ConsoleMode, HotplugConfig, InitPolicy, Jail, NodeConfig, Snapshot,
+    BalloonConfig, Config, ConsoleMode, ConsoleWatch, HotplugConfig, InitPolicy, Jail, NodeConfig, Snapshot,
 };
 use tidevm_sizer::Wish;
 
 use super::confine::{Filter, confinement};
+use super::results::Results;
 use super::values::{DEFAULT_ID, console, hotplug, id, init_policy, metrics_address, node, pmem, size};
 
 /// `tidevm run`.
@@ -83,6 +84,9 @@ pub struct Run {
     /// Where to write a page about the session at its end
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// What CI wants of it.
+    #[command(flatten)]
+    pub results: Results,
     /// Where the guest's serial port leads: stderr, or off with a prompt, unless it is given; stdio reads terminals and
     /// pipes, not files; a file gets 64 MiB
     #[arg(long, value_name = "off|stderr|stdio|file:PATH|socket:PATH|connect:PATH", value_parser = console)]
@@ -120,7 +124,8 @@ enum Switch {
 impl Run {
     /// Whether a person at the terminal gets a prompt: nothing else reads it, and nothing but rows is written.
     pub fn allows_prompt(&self) -> bool {
-        self.script.is_none() && !self.json && self.console != Some(ConsoleMode::Stdio)
+        let stdout_is_free = !self.json && !self.results.take_stdout();
+        self.script.is_none() && stdout_is_free && self.console != Some(ConsoleMode::Stdio)
     }
 
     /// The VM that the options describe, with or without a `prompt`. With a `snapshot` it is the saved one, except for what the
@@ -131,7 +136,14 @@ impl Run {
     pub fn config(&self, prompt: bool, snapshot: Option<&Snapshot>) -> Result<Config, String> {
         let usual = if prompt { ConsoleMode::Off } else { ConsoleMode::Stderr };
         let console = self.console.clone().unwrap_or(usual);
+        let tap = self.results.take_stdout();
+        if tap && self.json {
+            return Err("--tap without a file and --json both write standard output".to_owned());
+        }
         if console == ConsoleMode::Stdio {
+            if tap {
+                return Err("--console stdio and --tap without a file both write standard output".to_owned());
+            }
             if self.json {
                 return Err("--console stdio and --json both write standard output".to_owned());
             }
@@ -141,6 +153,12 @@ impl Run {
         }
         let process = Config {
             console,
+            watch: ConsoleWatch {
+                kept: prompt || self.script.is_some(),
+                alarms: !self.results.allow_warnings,
+                copy: self.results.console(),
+            },
+            timeout: self.results.timeout,
             reboot: !self.no_reboot,
             // The script says whether it resets the machine, and is not read yet.
             resets: false,
@@ -188,7 +206,8 @@ mod tests {
     use clap::Parser;
     use tidevm_abi::Size;
     use tidevm_machine::{
-        BalloonConfig, Config, Confinement, ConsoleMode, HotplugConfig, Jail, NodeConfig, Seccomp,
+        BalloonConfig, Config, Confinement, ConsoleMode, ConsoleWatch, HotplugConfig, Jail, NodeConfig,
+        Seccomp,
     };
 
     use crate::cli::{Action, Cli};
@@ -203,7 +222,8 @@ mod tests {
 
     #[test]
     fn without_options_it_is_the_default_machine() {
-        let locked_in = Config { confinement: Confinement::STRICT, ..Config::default() };
+        let watch = ConsoleWatch { alarms: true, ..ConsoleWatch::default() };
+        let locked_in = Config { confinement: Confinement::STRICT, watch, ..Config::default() };
         assert_eq!(config(""), Ok(locked_in));
     }
 
@@ -234,6 +254,8 @@ mod tests {
             init: tidevm_machine::InitPolicy::Eager,
             pcp_disable: false,
             console: ConsoleMode::File("a:b".into()),
+            watch: ConsoleWatch { kept: true, alarms: false, copy: Some("d/console.log".into()) },
+            timeout: Some(Duration::from_secs(300)),
             reboot: false,
             resets: false,
             interactive: false,
@@ -246,7 +268,8 @@ mod tests {
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G,offset=64M \
                        --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
                        --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
-                       --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json";
+                       --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json \
+                       --junit j --tap t --artifacts d --timeout 5m --allow-warnings";
         assert_eq!(config(options), Ok(expected));
     }
 
@@ -280,6 +303,10 @@ mod tests {
             ("--console connect:", "socket:PATH, connect:PATH"),
             ("--console stdio --json", "both write standard output"),
             ("--console stdio --script -", "both read standard input"),
+            ("--console stdio --tap", "--tap without a file both write standard output"),
+            ("--tap --json", "both write standard output"),
+            ("--timeout 5", "not a duration above 0 such as 200ms, 5s or 2m"),
+            ("--timeout 0s", "not a duration above 0"),
             ("--balloon inflate", "not one of reporting and stats=INTERVAL"),
             ("--balloon stats=1ms", "from 100ms to"),
             ("--pmem 1G", "`1G` is not size=SIZE"),

@@ -2,9 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use tidevm_abi::Size;
 use tidevm_abi::cmdline::INIT_POLICIES;
+use tidevm_abi::{Size, parse_duration};
 use tidevm_machine::{ConsoleMode, HotplugConfig, InitPolicy, NodeConfig};
 
 /// The name of a machine that was given none, as in Firecracker.
@@ -32,6 +33,11 @@ pub(super) fn metrics_address(text: &str) -> Result<SocketAddr, String> {
         .ok()
         .or_else(port)
         .ok_or_else(|| "not a port, or an address and a port such as 127.0.0.1:9100".to_owned())
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let above_zero = parse_duration(text).filter(|time| !time.is_zero());
+    above_zero.ok_or_else(|| "not a duration above 0 such as 200ms, 5s or 2m".to_owned())
 }
 
 pub(super) fn size(text: &str) -> Result<Size, String> {

@@ -19,6 +19,19 @@ pub const RESET: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, 0xb0, 0xfe
 /// `mov dx, 0x3f8; mov al, 10; out dx, al`: a line on the serial port.
 pub const LINE: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee];
 
+/// `mov dx, 0x3f8`, and `mov al, CHAR; out dx, al` for each character: writes `text` to the serial port.
+pub fn say(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    text.bytes().for_each(|byte| code.extend([0xb0, byte, 0xee]));
+    code
+}
+
+/// `mov al, 0xfe; out 0x64, al; hlt`: a reset.
+pub const RESET_ALONE: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+
+/// `mov dx, 0x505; in al, dx; out dx, al; hlt`: tells the pvpanic device all events that it takes.
+pub const PVPANIC: &[u8] = &[0x66, 0xba, 0x05, 0x05, 0xec, 0xee, 0xf4];
+
 /// `hlt; jmp -3`: does nothing for ever.
 pub const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
 

@@ -61,6 +61,7 @@ fn step(command: &str) -> StepRun {
     StepRun {
         line: 1,
         column: 1,
+        name: None,
         command: command.parse().expect("a command"),
         start: Duration::from_millis(80),
         took: Duration::from_millis(5),

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | MADT | a local APIC per vCPU, the I/O APIC |
 //! | FADT | how to reset and power off |
-//! | DSDT | the serial port and the virtio-mmio devices |
+//! | DSDT | the serial port, the virtio-mmio devices, and the pvpanic device if there is one |
 //! | SRAT | the node of each vCPU and of each range of memory; only when nodes are configured |
 //! | SLIT | memory of another node is twice as far away as memory of the own; only with SRAT |
 
@@ -26,7 +26,7 @@ use tidevm_abi::SERIAL_PORT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::{BootError, RESTART};
-use crate::bus::{I8042, I8042_RESET, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
+use crate::bus::{I8042, I8042_RESET, PVPANIC, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_OFF};
 use crate::config::Config;
 use crate::memory::range::GuestRange;
 use crate::memory::{View, layout};
@@ -178,6 +178,10 @@ fn dsdt(config: &Config) -> Sdt {
         vec![&IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8), &interrupt(layout::SERIAL_GSI)],
         &mut body,
     );
+    if config.watch.alarms {
+        // As in QEMU, whose firmware has it.
+        device("PEVT", &"QEMU0001", 0, vec![&IO::new(PVPANIC, PVPANIC, 1, 1)], &mut body);
+    }
     for index in 0..config.mmio_devices() {
         let registers = Memory32Fixed::new(true, layout::mmio(index).0 as u32, layout::MMIO_SIZE as u32);
         let name = format!("VM{index:02}");
@@ -277,5 +281,18 @@ mod tests {
         assert_eq!(&dsdt[..4], b"DSDT");
         let devices = dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count();
         assert_eq!(devices, 2 + tidevm_abi::MAX_MEM_DEVICES);
+    }
+
+    #[test]
+    fn the_device_for_panics_is_there_if_a_panic_is_heeded() {
+        for alarms in [false, true] {
+            let watch = crate::config::ConsoleWatch { alarms, ..Default::default() };
+            let bytes = written(&Config { watch, ..Config::default() });
+            // An I/O port descriptor of one port, as Linux's driver reads it.
+            let [low, high] = PVPANIC.to_le_bytes();
+            let port = [0x47, 1, low, high, low, high, 1, 1];
+            let has = |wanted: &[u8]| bytes.windows(wanted.len()).any(|part| part == wanted);
+            assert_eq!((has(b"QEMU0001"), has(&port)), (alarms, alarms));
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use tidevm_abi::{EXIT_PORT, SERIAL_PORT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Access, Bus, I8042, I8042_RESET, POWER_OFF, SLEEP_CONTROL, SLEEP_TYPE_OFF};
+use super::{Access, Bus, I8042, I8042_RESET, PANICKED, POWER_OFF, PVPANIC, SLEEP_CONTROL, SLEEP_TYPE_OFF};
+use crate::config::ConsoleWatch;
 use crate::memory::layout::{HOLE_END, MMIO_SIZE, mmio};
 use crate::serial::{Serial, Sink};
 use crate::virtio::RegisterDevice;
@@ -26,12 +27,22 @@ impl RegisterDevice for Numbered {
 }
 
 fn bus() -> (Bus, Arc<Mutex<Numbered>>) {
+    bus_with(true)
+}
+
+/// A bus of a machine whose embedder wants `alarms`, or does not.
+fn bus_with(alarms: bool) -> (Bus, Arc<Mutex<Numbered>>) {
     let event = || EventFd::new(0).unwrap();
-    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default());
+    let watch = ConsoleWatch { alarms, ..ConsoleWatch::default() };
+    let serial = Serial::new(Sink::Lines(Box::new(io::sink())), event(), event(), Arc::default()).watched(
+        &watch,
+        None,
+        || (),
+    );
     let second = Arc::new(Mutex::new(Numbered(2, 0)));
     let devices: Vec<Arc<Mutex<dyn RegisterDevice>>> =
         vec![Arc::new(Mutex::new(Numbered(1, 0))), Arc::clone(&second) as _];
-    (Bus::new(devices, Arc::new(serial)), second)
+    (Bus::new(devices, Arc::new(serial), alarms), second)
 }
 
 #[test]
@@ -69,6 +80,25 @@ fn ports_write_text_and_end_the_machine() {
     assert_eq!(bus.io_write(I8042, 1, &[0xd1]), Access::Done);
     assert_eq!(bus.io_write(SLEEP_CONTROL, 1, &[POWER_OFF]), Access::PowerOff);
     assert_eq!(bus.io_write(SLEEP_CONTROL, 1, &[SLEEP_TYPE_OFF << 2]), Access::Done);
+}
+
+#[test]
+fn a_panic_is_told_by_its_last_line_by_a_reset_and_by_a_device() {
+    let say = |bus: &Bus, text: &str| {
+        text.bytes().map(|byte| bus.io_write(SERIAL_PORT, 1, &[byte])).find(|access| *access != Access::Done)
+    };
+    let mut events = [0];
+    for (alarms, panic) in [(true, Some(Access::Panic)), (false, None)] {
+        let (bus, _) = bus_with(alarms);
+        assert_eq!(say(&bus, "Kernel panic - not syncing: x\r\n"), None);
+        let reset = bus.io_write(I8042, 1, &[I8042_RESET]);
+        assert_eq!(reset, panic.unwrap_or(Access::Reset));
+        assert_eq!(say(&bus, "---[ end Kernel panic - not syncing: x ]---\r\n"), panic);
+        assert_eq!(bus.io_read(PVPANIC, 1, &mut events), Access::Done);
+        assert_eq!(events[0], if alarms { PANICKED } else { 0xff }, "no device, no answer");
+        assert_eq!(bus.io_write(PVPANIC, 1, &[PANICKED]), panic.unwrap_or(Access::Done));
+        assert_eq!(bus.io_write(PVPANIC, 1, &[2]), Access::Done, "an event that was not offered");
+    }
 }
 
 /// The scratch register is port 7 of the serial port, and its line control is port 3.

@@ -294,3 +294,24 @@ fn a_reset_carries_out_the_requests_before_it() {
     shared.restart(Vec::new);
     assert_eq!(seen(), (4, 3, false), "requests before a reset are one");
 }
+
+/// A wait has its own limit, and the time of all waits. The end of a machine does not wait for less because of that.
+#[test]
+fn the_time_of_all_waits_ends_each() {
+    let limited = |limit| SharedState::new(clock::now(), Vec::new()).limited(Some(limit));
+    let nothing = |_: &State| None::<()>;
+    let shared = limited(SOON);
+    let over = Err(WaitError::TimedOut { what: "memory".to_owned(), limit: SOON });
+    assert_eq!(shared.wait(LATE, "memory", nothing), over);
+    assert_eq!(shared.wait(Duration::ZERO, "memory", nothing), over, "every later wait, too");
+    assert_eq!(shared.wait(LATE, "memory", |_| Some(())), Ok(()), "what is there is there");
+    shared.expect_answer(1);
+    let answer = Err(WaitError::TimedOut { what: "an answer".to_owned(), limit: SOON });
+    assert_eq!(shared.take_answer(1, LATE, "an answer"), answer);
+    let start = clock::now();
+    assert!(!shared.wait_for_end(SOON, 0) && clock::now() - start >= SOON);
+    let late = Err(WaitError::Deadline { what: "memory".to_owned(), after: SOON });
+    assert_eq!(limited(LATE).wait(SOON, "memory", nothing), late);
+    shared.change(|state| state.signal = Some(15));
+    assert_eq!(shared.wait(LATE, "memory", nothing), Err(WaitError::Signal(15)), "the first reason");
+}

@@ -17,6 +17,14 @@ pub enum WaitError {
         /// The limit.
         after: Duration,
     },
+    /// The time for everything is over: [`Config::timeout`](crate::Config::timeout).
+    #[error("the time of {} is over; it waited for {what}", ShowDuration(*.limit))]
+    TimedOut {
+        /// The awaited event, in words.
+        what: String,
+        /// The time for everything.
+        limit: Duration,
+    },
     /// The guest died meanwhile.
     #[error("{0}")]
     Died(Death),

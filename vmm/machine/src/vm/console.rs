@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use crate::config::ConsoleMode;
+use crate::config::{ConsoleMode, ConsoleWatch};
 use crate::error::{StartError, host};
 use crate::process::standard_input;
 use crate::serial::Sink;
@@ -26,6 +26,8 @@ const LAST_LINE: &[u8] = b"\n[tidevm: the console's output ends here: a file get
 pub(super) struct Console {
     /// For the serial port's output.
     pub(super) sink: Sink,
+    /// For the same output.
+    pub(super) copy: Option<Sink>,
     /// Where its input comes from, if that is one place.
     pub(super) input: Option<File>,
     /// The socket whose clients have the console, and the place of the one that has it now.
@@ -48,16 +50,24 @@ impl ConsoleMode {
     }
 }
 
-/// Opens what `mode` names.
-pub(super) fn open(mode: &mut ConsoleMode) -> Result<Console, StartError> {
+/// Opens what `mode` and `watch` name.
+pub(super) fn open(mode: &mut ConsoleMode, watch: &ConsoleWatch) -> Result<Console, StartError> {
     mode.listen()?;
+    let copy = watch.copy.as_ref().map(file).transpose()?;
     if let ConsoleMode::Listening(listener) = mode {
         let seat = Seat::default();
         let sink = Sink::Bytes(Box::new(clients::Output::to(&seat)));
-        return Ok(Console { sink, input: None, clients: Some((listener.clone(), seat)) });
+        return Ok(Console { sink, copy, input: None, clients: Some((listener.clone(), seat)) });
     }
     let (sink, input) = open_one(mode)?;
-    Ok(Console { sink, input, clients: None })
+    Ok(Console { sink, copy, input, clients: None })
+}
+
+/// The sink that is a file.
+fn file(path: &PathBuf) -> Result<Sink, StartError> {
+    let failed = |error| StartError::Console { kind: "file", path: path.clone(), error };
+    let writer = File::create(path).map_err(failed)?;
+    Ok(Sink::RawLines(Box::new(Limited { writer, left: FILE_LIMIT, last_line: LAST_LINE })))
 }
 
 /// The sink of the serial port's output, and the source of its input if there is one.
@@ -77,10 +87,7 @@ fn open_one(mode: &ConsoleMode) -> Result<(Sink, Option<File>), StartError> {
             let output = io::stdout().as_fd().try_clone_to_owned().map_err(host("share standard output"))?;
             (Sink::Bytes(Box::new(File::from(output))), Some(input))
         }
-        ConsoleMode::File(path) => {
-            let file = File::create(path).map_err(failed("file", path))?;
-            (Sink::RawLines(Box::new(Limited { writer: file, left: FILE_LIMIT, last_line: LAST_LINE })), None)
-        }
+        ConsoleMode::File(path) => (file(path)?, None),
         ConsoleMode::Connect(path) => {
             let output = UnixStream::connect(path).map_err(failed("connect", path))?;
             let input = output.try_clone().map_err(host("share a socket"))?;

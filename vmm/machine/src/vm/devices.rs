@@ -76,17 +76,19 @@ pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
 }
 
 impl Devices {
-    /// The devices of `config`. The serial port's output goes to `sink`; a vCPU does not wait for `sink`
-    /// while `stop` is set.
+    /// The devices of `config`. The serial port's output goes to both sinks; a vCPU does not wait for them while `stop` is
+    /// set.
     pub(super) fn new(
         config: &Config,
         memory: &Arc<Memory>,
         state: &Arc<SharedState>,
-        sink: Sink,
+        (sink, copy): (Sink, Option<Sink>),
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
         let (serial_interrupt, serial_drained) = (event()?, event()?);
-        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop));
+        let lines = Arc::clone(state);
+        let serial = Serial::new(sink, share(&serial_interrupt)?, share(&serial_drained)?, Arc::clone(stop))
+            .watched(&config.watch, copy, move || lines.change(|state| state.console_lines += 1));
 
         let mut interrupts = vec![event()?];
         let control_kicks = [event()?, event()?];
@@ -221,9 +223,8 @@ mod tests {
         let (memory, slots) = memory(64 << 20, &[128 << 20; 3]);
         let memory = Arc::new(memory);
         let state = Arc::new(SharedState::new(Instant::now(), vec![MemStatus::default(); 3]));
-        let devices =
-            Devices::new(&config, &memory, &state, Sink::Bytes(Box::new(std::io::sink())), &Arc::default())
-                .unwrap();
+        let sinks = (Sink::Bytes(Box::new(std::io::sink())), None);
+        let devices = Devices::new(&config, &memory, &state, sinks, &Arc::default()).unwrap();
         let rings: Vec<_> = (1..4).map(|mib| Ring::new(&memory, mib << 20)).collect();
         for (index, (device, mut ring)) in devices.mem.iter().zip(rings).enumerate() {
             let mut mem = lock(&device.device);

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::snapshot::opened::Snapshot;
 use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
+use crate::transcript::{Alarms, Heard};
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
 
@@ -310,6 +311,20 @@ impl VmHandle {
     #[must_use]
     pub fn mem_requests(&self) -> Vec<RequestCounts> {
         self.shared.devices.mem.iter().map(|mem| mem.counters.read()).collect()
+    }
+
+    /// What the guest wrote to its console, from the byte with the number `from` on, as far as it is kept: see
+    /// [`ConsoleWatch::kept`](crate::ConsoleWatch::kept).
+    #[must_use]
+    pub fn heard(&self, from: u64) -> Heard {
+        self.shared.devices.serial.heard(from)
+    }
+
+    /// What the guest's kernel told of its own trouble since the last call; nothing without
+    /// [`ConsoleWatch::alarms`](crate::ConsoleWatch::alarms).
+    #[must_use]
+    pub fn take_alarms(&self) -> Alarms {
+        self.shared.devices.serial.take_alarms()
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is

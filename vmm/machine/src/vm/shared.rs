@@ -64,7 +64,7 @@ pub(super) struct VmShared {
 }
 
 impl VmShared {
-    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sink`, and `saver` was
+    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sinks`, and `saver` was
     /// made for [`Config::save`].
     ///
     /// # Errors
@@ -73,19 +73,19 @@ impl VmShared {
         config: Config,
         kernel: Image,
         memory: Memory,
-        sink: Sink,
+        sinks: (Sink, Option<Sink>),
         saver: Option<Saver>,
         started: Instant,
     ) -> Result<Self, StartError> {
         let memory = Arc::new(memory);
         // Each device fills its entry in.
         let mem = vec![MemStatus::default(); config.hotplug.len()];
-        let state = Arc::new(SharedState::new(started, mem));
+        let state = Arc::new(SharedState::new(started, mem).limited(config.timeout));
         let stop = Arc::default();
         let budget = Budget::of_process();
-        let devices = Devices::new(&config, &memory, &state, sink, &stop)?;
+        let devices = Devices::new(&config, &memory, &state, sinks, &stop)?;
         Ok(Self {
-            bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial)),
+            bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial), config.watch.alarms),
             reset: event()?,
             reset_due: AtomicBool::new(false),
             looks: Looks::default(),

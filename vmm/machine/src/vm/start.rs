@@ -61,8 +61,8 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     if let Some(restored) = &restored {
         restore_memory(restored, &memory)?;
     }
-    let Console { sink, input, clients } = console::open(&mut config.console)?;
-    let shared = Arc::new(VmShared::new(config, kernel, memory, sink, saver, started)?);
+    let Console { sink, copy, input, clients } = console::open(&mut config.console, &config.watch)?;
+    let shared = Arc::new(VmShared::new(config, kernel, memory, (sink, copy), saver, started)?);
     let clients: Option<Subscriber> =
         clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new((kvm, cpuid), Arc::clone(&shared), initrd);

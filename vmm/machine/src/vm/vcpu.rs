@@ -342,6 +342,10 @@ fn run(vcpu: &mut VcpuFd, index: usize, shared: &VmShared) -> End {
                 count(counter);
                 return End::Reset;
             }
+            Access::Panic => {
+                count(counter);
+                return End::Died(DeathKind::KernelPanic);
+            }
         }
     }
     End::Stopped
@@ -351,8 +355,11 @@ fn exit(code: u8) -> End {
     const POWER_OFF: u8 = ExitCode::PowerOff as u8;
     const PANIC: u8 = ExitCode::Panic as u8;
     const OUT_OF_MEMORY: u8 = ExitCode::OutOfMemory as u8;
+    const SUCCESS: u8 = ExitCode::Success as u8;
+    const FAILURE: u8 = ExitCode::Failure as u8;
     match code {
-        POWER_OFF => End::PoweredOff,
+        POWER_OFF | SUCCESS => End::PoweredOff,
+        FAILURE => End::Died(DeathKind::ReportedFailure),
         PANIC => End::Died(DeathKind::GuestPanic),
         OUT_OF_MEMORY => End::Died(DeathKind::OutOfMemory),
         code => End::Died(DeathKind::UnknownExitCode(code)),

@@ -36,6 +36,7 @@ fn outcome(report: &Report) -> (&'static str, &'static str) {
         Outcome::Failed => ("bad", "failed"),
         Outcome::Script => ("bad", "wrong script"),
         Outcome::Died => ("bad", "the guest died"),
+        Outcome::TimedOut => ("bad", "out of time"),
         Outcome::Signal => ("open", "ended by a signal"),
         Outcome::NotStarted => ("bad", "not started"),
     }

@@ -30,6 +30,7 @@ fn every_line_is_one_object() {
         listed: None,
         line: 3,
         column: 5,
+        name: None,
         command: "plug 2M".parse().unwrap(),
         start: Duration::from_secs(1),
         took: Duration::from_millis(250),
@@ -150,6 +151,7 @@ fn what_the_guest_lists_and_measures_is_typed() {
     let step = |command: &str, answer, listed| StepRun {
         line: 1,
         column: 1,
+        name: None,
         command: command.parse().unwrap(),
         start: Duration::ZERO,
         took: Duration::ZERO,

@@ -43,6 +43,21 @@ fn every_wrong_line_is_reported() {
 }
 
 #[test]
+fn a_wrong_pattern_is_shown_at_its_place() {
+    assert_errors(
+        "repeat 2 { expect no console matches /ö(a/ }\n\
+         expect console contains \"/\" within 2s\n\
+         \tfails expect console matches /a{3/ within 1s because \"/(/\"\n\
+         expect console matches /[/]/",
+        &[(1, 40, "unclosed group"), (3, 33, "unclosed counted"), (4, 25, "unclosed character class")],
+    );
+    assert_eq!(errors("expect console matches /[\\/{}#]+ \"/ within 2s # fine"), []);
+    let script = Script::parse("test", "check\nrepeat 2 {\nstep \"a\"\ncheck }").unwrap();
+    let lines: Vec<_> = script.each_step().iter().map(|step| step.line).collect();
+    assert_eq!(lines, [1, 3, 4], "each step once");
+}
+
+#[test]
 fn braces_have_to_match() {
     assert_errors("}", &[(1, 1, "without `repeat N {`")]);
     assert_errors("check\nrepeat 2 {\ncheck", &[(2, 1, "has no `}`")]);

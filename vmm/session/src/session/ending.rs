@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use tidevm_machine::{End, Saved, WaitError};
+use tidevm_machine::{Death, DeathKind, End, Saved, WaitError};
 
 use super::failure::{SessionError, StepError, StepFailure};
 use super::silence::{self, look_at_silent};
@@ -36,8 +36,8 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         };
         let (ended, output) = ended(result, summary.failed);
         summary.ended = match (ended, end) {
-            (ended @ Ended::Died(_), _) => ended,
-            (_, Some(End::Died(death))) => Ended::Died(death),
+            (ended @ (Ended::Died(_) | Ended::TimedOut { .. }), _) => ended,
+            (_, Some(End::Died(death))) => died(death),
             (Ended::Done, Some(End::Forced { asked: true, .. })) => {
                 let reason = "the guest did not power off when asked, and was ended".to_owned();
                 Ended::Failed { reason: Some(reason) }
@@ -93,9 +93,20 @@ fn ended(result: Result<(), SessionError>, failed: u64) -> (Ended, io::Result<()
     (ended, Ok(()))
 }
 
+/// The end of a session whose guest ended by `death`, which may be its own will.
+fn died(death: Death) -> Ended {
+    match death.kind {
+        DeathKind::ReportedFailure => Ended::Failed { reason: Some(death.kind.to_string()) },
+        _ => Ended::Died(death),
+    }
+}
+
 fn of_step(error: &StepError) -> Ended {
     match error.failure() {
-        StepFailure::Ended(WaitError::Died(death)) => Ended::Died(death.clone()),
+        StepFailure::Ended(WaitError::Died(death)) => died(death.clone()),
+        StepFailure::Ended(error @ WaitError::TimedOut { .. }) => {
+            Ended::TimedOut { reason: error.to_string() }
+        }
         StepFailure::Ended(WaitError::Signal(signal)) => Ended::Signal { signal: *signal },
         failure => Ended::Failed { reason: Some(failure.to_string()) },
     }

@@ -7,9 +7,9 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
-use tidevm_abi::command::NoTarget;
+use tidevm_abi::command::{ConsoleText, NoTarget};
 use tidevm_abi::{Answer, BadWord, Counted, Failure, Metric, Name, ResizeState, ShowDuration, Size, either};
-use tidevm_machine::{CallsUnread, ResetRefused, ResizeError, WaitError};
+use tidevm_machine::{CONSOLE_KEPT, CallsUnread, ResetRefused, ResizeError, WaitError};
 
 use crate::script::ScriptErrors;
 
@@ -59,6 +59,46 @@ pub enum StepFailure {
     /// `expect`: the guest has no such node or zone.
     #[error("the guest has no `{0}`")]
     NoMetric(Metric),
+    /// `expect console`: what was looked for is not there.
+    #[error("{}", not_on_console(.text, *.within, *.lost, .last))]
+    NotOnConsole {
+        /// What was looked for.
+        text: ConsoleText,
+        /// How long.
+        within: Option<Duration>,
+        /// Bytes that were not looked at.
+        lost: u64,
+        /// The last line of the console, or its start.
+        last: String,
+    },
+    /// `expect no console`: it is there.
+    #[error("the console has `{line}`")]
+    OnConsole {
+        /// The line, or its start.
+        line: String,
+    },
+    /// `expect no console`: so many bytes at the start of the console are not kept any more, so that nothing is known of them.
+    #[error("{}", console_lost(*.0))]
+    ConsoleLost(u64),
+    /// `expect console`: the text between the slashes is no pattern.
+    #[error("{0}")]
+    BadPattern(String),
+    /// The guest's kernel told of trouble of its own.
+    #[error("{}", alarms(.lines, *.more, .failure.as_deref()))]
+    Alarmed {
+        /// The first lines.
+        lines: Vec<String>,
+        /// How many more there were.
+        more: u64,
+        /// Why the step failed besides.
+        failure: Option<Box<StepFailure>>,
+    },
+    /// `wait boot`: a kernel without an agent and without a device whose driver could show that it is up.
+    #[error(
+        "nothing tells when this kernel is up: it has no agent, and there is no --hotplug whose driver could show it; wait for \
+         a line instead: expect console contains \"TEXT\" within 60s"
+    )]
+    NoSignOfBoot,
     /// `fails`: the command did what its text says.
     #[error("it did not fail")]
     DidNotFail,
@@ -166,6 +206,40 @@ pub struct Stopped {
 
 fn first_word(first: Option<BadWord>) -> String {
     first.map_or_else(String::new, |first| format!(", the first is {first}"))
+}
+
+fn not_on_console(text: &ConsoleText, within: Option<Duration>, lost: u64, last: &str) -> String {
+    let last =
+        if last.is_empty() { "nothing else is there".to_owned() } else { format!("the last is `{last}`") };
+    format!("{}no new line of the console {text}; {last}{}", not_within(within), but_lost(lost))
+}
+
+/// What a reader has to know beside a result, if `lost` bytes were not looked at.
+pub(super) fn but_lost(lost: u64) -> String {
+    match lost {
+        0 => String::new(),
+        bytes => format!(
+            "; {bytes} bytes before that were not looked at, because the guest wrote too much at once"
+        ),
+    }
+}
+
+fn console_lost(bytes: u64) -> String {
+    let kept = CONSOLE_KEPT >> 20;
+    format!(
+        "it is not known: the first {bytes} bytes of the console are gone, because the guest wrote too much (the last {kept} MiB are \
+         kept)"
+    )
+}
+
+fn alarms(lines: &[String], more: u64, failure: Option<&StepFailure>) -> String {
+    let mut text = failure.map_or_else(String::new, |failure| format!("{failure}; "));
+    text += "the guest's kernel is in trouble: ";
+    text += &lines.iter().map(|line| format!("`{line}`")).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text += &format!(" and {}", Counted(more, "more line"));
+    }
+    text
 }
 
 /// How far it is from `plugged` to `target`. A guest that is at work for an earlier target may pass by the target.

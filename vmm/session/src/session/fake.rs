@@ -16,8 +16,8 @@ use tidevm_abi::{
     ZoneStats,
 };
 use tidevm_machine::{
-    CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, RequestCounts,
-    ResetRefused, ResizeError, SaveError, Saved, Size, State, VcpuReport, WaitError,
+    Alarms, CallsUnread, Death, DeathKind, End, ExitCounts, Heard, LookResult, MemStatus, Ready,
+    RequestCounts, ResetRefused, ResizeError, SaveError, Saved, Size, State, VcpuReport, WaitError,
 };
 
 use super::VmControl;
@@ -129,10 +129,23 @@ pub(super) enum Event {
     RequestedReset(u64),
     /// The guest accesses an address without a device or memory.
     Stray,
+    /// The guest writes to its console.
+    Say(&'static str),
+    /// The guest's kernel is in trouble, and says so.
+    Alarm(&'static str),
+    /// So many bytes at the start of the console are not kept any more.
+    Forget(usize),
 }
 
 pub(super) struct FakeVm {
     state: RefCell<State>,
+    console: RefCell<Vec<u8>>,
+    /// Bytes of it that are not kept, and its length at the last reset.
+    forgotten: Cell<usize>,
+    at_reset: Cell<usize>,
+    alarms: RefCell<Alarms>,
+    /// When the time of all waits is over.
+    timeout: Cell<Option<Duration>>,
     /// By call: no answer yet, the answer, or an error after a reset.
     answers: RefCell<BTreeMap<u32, Option<Result<Answer, WaitError>>>>,
     nature: Nature,
@@ -169,6 +182,11 @@ impl FakeVm {
         let start = Instant::now();
         let fake = FakeVm {
             state: RefCell::new(State { mem: vec![mem], ..State::default() }),
+            console: RefCell::default(),
+            forgotten: Cell::default(),
+            at_reset: Cell::default(),
+            alarms: RefCell::default(),
+            timeout: Cell::default(),
             answers: RefCell::default(),
             nature,
             started: start,
@@ -200,6 +218,11 @@ impl FakeVm {
     pub(super) fn add_device(&self, plugged: Size) {
         let mem = MemStatus { plugged, requested: plugged, region_size: plugged, ..MemStatus::default() };
         self.state.borrow_mut().mem.push(mem);
+    }
+
+    /// Lets all waits together take so long.
+    pub(super) fn limit(&self, timeout: Duration) {
+        self.timeout.set(Some(timeout));
     }
 
     /// Lets so much time pass before the session.
@@ -278,12 +301,16 @@ impl FakeVm {
                 (mem.plugged, mem.driver, mem.report, mem.seen) = (Size(0), false, None, None);
                 state.ready = None;
                 state.resets += 1;
+                self.at_reset.set(self.console.borrow().len());
                 for answer in self.answers.borrow_mut().values_mut() {
                     answer.get_or_insert(Err(WaitError::Reset));
                 }
                 // What the guest would have done. Signals and later resets come from elsewhere.
                 self.events.borrow_mut().retain(|(_, event)| {
-                    matches!(event, Event::Signal(_) | Event::Reset | Event::RequestedReset(_))
+                    matches!(
+                        event,
+                        Event::Signal(_) | Event::Reset | Event::RequestedReset(_) | Event::Say(_)
+                    )
                 });
                 self.hogs.borrow_mut().clear();
                 if !self.nature.driverless && self.nature.loses != Some(Lost::Driver) {
@@ -295,6 +322,12 @@ impl FakeVm {
                 self.after(Duration::from_millis(600), Event::Drive);
             }
             Event::Stray => self.state.borrow_mut().stray_accesses += 1,
+            Event::Say(text) => {
+                self.console.borrow_mut().extend(text.as_bytes());
+                self.state.borrow_mut().console_lines += text.matches('\n').count() as u64;
+            }
+            Event::Alarm(line) => self.alarms.borrow_mut().lines.push(line.to_owned()),
+            Event::Forget(bytes) => self.forgotten.set(bytes),
         }
     }
 
@@ -355,7 +388,19 @@ impl FakeVm {
             if state.powered_off {
                 return Err(WaitError::PoweredOff);
             }
-            let due = self.events.borrow().first().map(|(at, _)| *at).filter(|at| *at <= deadline);
+            if self.is_over() {
+                let limit = self.timeout.get().unwrap_or_default();
+                return Err(WaitError::TimedOut { what: what.to_owned(), limit });
+            }
+            let over = self.timeout.get().map(|timeout| self.started + timeout);
+            let first = self.events.borrow().first().map(|(at, _)| *at);
+            if let Some(over) =
+                over.filter(|over| *over <= deadline && first.is_none_or(|first| first > *over))
+            {
+                self.now.set(over);
+                continue;
+            }
+            let due = first.filter(|at| *at <= deadline);
             let Some(at) = due else {
                 self.now.set(deadline);
                 return Err(WaitError::Deadline { what: what.to_owned(), after: limit });
@@ -364,6 +409,10 @@ impl FakeVm {
             let (_, event) = self.events.borrow_mut().remove(0);
             self.happen(event);
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.timeout.get().is_some_and(|timeout| self.now.get() >= self.started + timeout)
     }
 
     fn hog(&self, handle: Handle, wanted: u64, partial: bool, kind: HogKind) -> Answer {
@@ -679,6 +728,22 @@ impl VmControl for FakeVm {
         vec![RequestCounts { refused_chains: 5, ..RequestCounts::default() }; self.state.borrow().mem.len()]
     }
 
+    fn heard(&self, from: u64) -> Heard {
+        self.look();
+        let console = self.console.borrow();
+        let start = (from as usize).max(self.forgotten.get()).min(console.len());
+        Heard {
+            start: start as u64,
+            text: console[start..].to_vec(),
+            since_reset: self.at_reset.get() as u64,
+        }
+    }
+
+    fn take_alarms(&self) -> Alarms {
+        self.look();
+        self.alarms.take()
+    }
+
     fn vcpus(&self) -> Vec<VcpuReport> {
         self.look();
         vec![VcpuReport { vcpu: 0, seen: LookResult::Silent }]
@@ -714,7 +779,7 @@ impl VmControl for FakeVm {
             let asked = state.ready.is_some();
             return End::Forced { asked, vcpus: if asked { self.vcpus() } else { Vec::new() } };
         }
-        let early = state.signal.is_some() || state.powered_off;
+        let early = state.signal.is_some() || state.powered_off || self.is_over();
         let untaken = self.untaken.borrow();
         assert!(early || untaken.is_empty(), "calls whose answers were not taken: {untaken:?}");
         End::PoweredOff

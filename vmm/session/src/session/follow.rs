@@ -5,6 +5,7 @@
 //! | a wrong line | ends the session, status 2; the lines before it ran | is told |
 //! | a step that fails for good | ends the session | is told, unless the guest has ended |
 //! | SIGINT | ends the session | cancels the step: a resize stops where it is, and a wait ends |
+//! | an alarm of the kernel behind the last step | fails the session | is not told |
 //! | the end of the lines | churns are awaited | the guest is powered off at once |
 //!
 //! Invariant: a line is asked for when the one before it is done, so at most one line waits.
@@ -101,7 +102,8 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         match self.manner {
             Manner::Script => {
                 script.end().map_err(SessionError::Script)?;
-                self.await_churns()
+                self.await_churns()?;
+                self.late_alarms()
             }
             Manner::Prompt => Ok(()),
         }
@@ -111,7 +113,12 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn survives(&self, error: &StepError) -> bool {
         let ended = matches!(
             error.failure(),
-            StepFailure::Ended(WaitError::Died(_) | WaitError::PoweredOff | WaitError::Signal(_))
+            StepFailure::Ended(
+                WaitError::Died(_)
+                    | WaitError::PoweredOff
+                    | WaitError::Signal(_)
+                    | WaitError::TimedOut { .. }
+            )
         );
         matches!(error, StepError::Failed(_)) || self.manner == Manner::Prompt && !ended
     }

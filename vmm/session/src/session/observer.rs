@@ -99,6 +99,8 @@ pub struct StepRun {
     pub line: usize,
     /// Column, in characters from 1; 0 with line 0.
     pub column: usize,
+    /// The last `step "NAME"` before it, or itself.
+    pub name: Option<String>,
     /// The command.
     pub command: Command,
     /// When it began, since the start of the session.
@@ -220,6 +222,11 @@ pub enum Ended {
     Misread(ScriptErrors),
     /// The guest died.
     Died(Death),
+    /// The time for all of it was over.
+    TimedOut {
+        /// The time, and what was waited for.
+        reason: String,
+    },
     /// A signal ended it.
     Signal {
         /// Its number.
@@ -237,6 +244,8 @@ impl Ended {
             Ended::Misread(_) => 2,
             Ended::Died(death) if death.kind.is_refusal() => 3,
             Ended::Died(_) => 4,
+            // As of `timeout`.
+            Ended::TimedOut { .. } => 124,
             Ended::Signal { signal } => {
                 u8::try_from(*signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
             }

@@ -32,6 +32,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         if self.vm.state().reset_request >= request {
             self.resets += 1;
             self.forget_workloads();
+            self.skip_console();
         }
         match up {
             Ok(()) => Ok(None),

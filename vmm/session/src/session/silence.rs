@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tidevm_machine::VcpuReport;
+use tidevm_machine::{VcpuReport, WaitError};
 
 use super::failure::{Done, StepError, StepFailure};
 use super::sample::Inside;
@@ -86,9 +86,13 @@ pub(super) fn look_at_silent(vm: &impl VmControl, error: Option<&StepError>) -> 
 /// A guest that says why a resize stopped has answered.
 fn is_silence(failure: &StepFailure) -> bool {
     match failure {
-        StepFailure::TooLate { .. } | StepFailure::CallsUnread(_) => true,
+        StepFailure::TooLate { .. }
+        | StepFailure::CallsUnread(_)
+        | StepFailure::Ended(WaitError::TimedOut { .. }) => true,
         StepFailure::Stopped(stopped) => stopped.within.is_some() && stopped.state.is_none(),
-        StepFailure::WithReset(failure) => is_silence(failure),
+        StepFailure::WithReset(failure) | StepFailure::Alarmed { failure: Some(failure), .. } => {
+            is_silence(failure)
+        }
         _ => false,
     }
 }

@@ -11,6 +11,7 @@ use super::fake::{BOOT_MEMORY, DEVICE_MEMORY, Event, FakeVm, Nature, REGION};
 use super::{Booted, Ended, Observer, RESIZE_DEADLINE, StepFailure, StepRun, Summary, run, stay};
 use crate::script::Script;
 
+mod console;
 mod follow;
 mod reset;
 mod save;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tidevm_abi::{Answer, Op, Size};
 use tidevm_machine::{
-    CallsUnread, End, ExitCounts, RequestCounts, ResetRefused, ResizeError, SaveError, Saved, State,
-    VcpuReport, Vm, VmHandle, WaitError,
+    Alarms, CallsUnread, End, ExitCounts, Heard, RequestCounts, ResetRefused, ResizeError, SaveError, Saved,
+    State, VcpuReport, Vm, VmHandle, WaitError,
 };
 
 /// A running VM.
@@ -99,6 +99,12 @@ pub trait VmControl {
 
     /// Requests to virtio-mem devices since the start, one entry per device.
     fn mem_requests(&self) -> Vec<RequestCounts>;
+
+    /// See [`VmHandle::heard`].
+    fn heard(&self, from: u64) -> Heard;
+
+    /// See [`VmHandle::take_alarms`].
+    fn take_alarms(&self) -> Alarms;
 
     /// What each vCPU does now, of a guest that does not answer.
     fn vcpus(&self) -> Vec<VcpuReport>;
@@ -199,6 +205,14 @@ impl VmControl for Vm {
 
     fn mem_requests(&self) -> Vec<RequestCounts> {
         VmHandle::mem_requests(self)
+    }
+
+    fn heard(&self, from: u64) -> Heard {
+        VmHandle::heard(self, from)
+    }
+
+    fn take_alarms(&self) -> Alarms {
+        VmHandle::take_alarms(self)
     }
 
     fn vcpus(&self) -> Vec<VcpuReport> {

@@ -67,6 +67,7 @@ fn shown(terminal: Option<usize>) -> String {
             listed: None,
             line,
             column: 1,
+            name: None,
             command: text.parse().unwrap(),
             start: Duration::ZERO,
             took: Duration::from_millis(millis),
@@ -170,6 +171,7 @@ fn zones_are_shown_by_node() {
         .step(&StepRun {
             line: 1,
             column: 1,
+            name: None,
             command,
             start: Duration::ZERO,
             took: Duration::ZERO,
