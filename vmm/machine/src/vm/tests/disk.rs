@@ -175,11 +175,6 @@ fn two_machines_cannot_write_to_one_disk() {
         assert!(matches!(error, StartError::Disk(DiskError::InUse { .. })), "{error}");
         assert!(!error.is_refusal());
     };
-    locked_in(config(&kernel, &path), |vm| {
-        // The session's thread opens no file any more.
-        (vm.stop(LIMIT), ())
-    })
-    .unwrap();
     let first = super::start(config(&kernel, &path)).unwrap();
     refused(config(&kernel, &path));
     drop(first);
