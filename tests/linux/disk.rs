@@ -116,8 +116,7 @@ fn linux_mounts_writes_and_reads_a_disk() {
     ext2(&file);
     let (second, file) = Image::new("read-only");
     file.write_all_at(b"only to be read", 0).unwrap();
-    let linux =
-        Linux::boot("disk=check", |config| config.disks = vec![image.disk(false), second.disk(true)]);
+    let linux = Linux::boot("disk=check", |config| config.disks = vec![image.disk(false), second.disk(true)]);
     linux.await_text("the guest has done with its disks");
     let text = linux.text();
     for line in [

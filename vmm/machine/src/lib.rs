@@ -65,8 +65,8 @@ mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{
-    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, DiskConfig, DiskConfigError, HotplugConfig,
-    InitPolicy, NodeConfig,
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, DiskConfig, DiskConfigError,
+    HotplugConfig, InitPolicy, NodeConfig,
 };
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
@@ -81,8 +81,8 @@ pub use snapshot::opened::{RestoreError, Snapshot};
 pub use snapshot::vcpu::VcpuError;
 pub use snapshot::write::{SaveError, Saved};
 pub use state::{
-    BalloonStats, BalloonStatus, Changes, DiskStatus, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
-    WaitError,
+    BalloonStats, BalloonStatus, Changes, DiskStatus, HostFault, MemStatus, Obstacle, Ready, Refusal,
+    Settled, State, WaitError,
 };
 pub use tidevm_abi::Size;
 pub use virtio::balloon::ReportCounts;

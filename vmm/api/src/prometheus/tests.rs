@@ -25,7 +25,8 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
     requests.plug.parts[0] = 1;
     requests.plug.parts[3] = 2;
     requests.plug.sum = Duration::from_micros(1500);
-    let mut disk = DiskCounts { refused_chains: 3, read: Size(512), written: Size(1024), ..DiskCounts::default() };
+    let mut disk =
+        DiskCounts { refused_chains: 3, read: Size(512), written: Size(1024), ..DiskCounts::default() };
     disk.by[1][1] = 6;
     let mut api = Requests::default();
     let request = Request {

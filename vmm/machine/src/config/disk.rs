@@ -27,7 +27,9 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiskConfigError {
     /// No path.
-    #[error("--disk needs the path of a raw image or of a block device, as in --disk disk.img or --disk disk.img,ro")]
+    #[error(
+        "--disk needs the path of a raw image or of a block device, as in --disk disk.img or --disk disk.img,ro"
+    )]
     NoPath,
     /// More disks than there can be.
     #[error("--disk given {given} times: a machine has {MAX_DISKS} disks at most")]

@@ -116,10 +116,12 @@ impl Restored {
     /// Checks that `disks` are those of the machine, as far as their size tells.
     pub(crate) fn check_disks(&self, disks: &[Disk]) -> Result<(), RestoreError> {
         for (index, (disk, saved)) in disks.iter().zip(&self.state.devices.disks).enumerate() {
-            let [has, had] = [disk.sectors(), saved.sectors()].map(|sectors| Size(sectors.saturating_mul(SECTOR)));
+            let [has, had] =
+                [disk.sectors(), saved.sectors()].map(|sectors| Size(sectors.saturating_mul(SECTOR)));
             if has != had {
                 let path = disk.path().display();
-                let difference = format!("--disk #{index}: the saved machine has a disk of {had}, and {path} has {has}");
+                let difference =
+                    format!("--disk #{index}: the saved machine has a disk of {had}, and {path} has {has}");
                 return Err(RestoreError::Differs { path: self.snapshot.path().to_owned(), difference });
             }
         }

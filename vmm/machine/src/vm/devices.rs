@@ -281,9 +281,15 @@ mod tests {
         let (memory, slots) = memory(64 << 20, &[128 << 20; 3]);
         let memory = Arc::new(memory);
         let state = Arc::new(SharedState::new(Instant::now(), vec![MemStatus::default(); 3]));
-        let devices =
-            Devices::new(&config, &memory, &state, Vec::new(), Sink::Bytes(Box::new(std::io::sink())), &Arc::default())
-                .unwrap();
+        let devices = Devices::new(
+            &config,
+            &memory,
+            &state,
+            Vec::new(),
+            Sink::Bytes(Box::new(std::io::sink())),
+            &Arc::default(),
+        )
+        .unwrap();
         let rings: Vec<_> = (1..4).map(|mib| Ring::new(&memory, mib << 20)).collect();
         for (index, (device, mut ring)) in devices.mem.iter().zip(rings).enumerate() {
             let mut mem = lock(&device.device);

@@ -11,9 +11,9 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::confine::rules::Kind;
 use crate::confine::thread::{Gate, spawn};
 use crate::death::{Death, DeathKind};
 use crate::error::StartError;
+use crate::sync::lock;
 use crate::virtio::block::{PIECE, Wishes, serve};
 
 /// Longest time that the end of a VM waits for a request that a disk carries out.
@@ -35,8 +36,8 @@ pub(super) struct DiskThread {
     shared: Arc<VmShared>,
     index: usize,
     thread: Option<JoinHandle<()>>,
-    /// Closed when the thread ends.
-    ended: Receiver<()>,
+    /// Closed when the thread ends. Nobody shares it: the mutex makes the type one that threads can share.
+    ended: Mutex<Receiver<()>>,
 }
 
 /// Starts the thread of disk `index`, locked in.
@@ -61,7 +62,7 @@ pub(super) fn start(shared: &Arc<VmShared>, index: usize) -> Result<DiskThread, 
     };
     let confinement = shared.config.confinement;
     let thread = spawn("start the thread of a disk", format!("disk{index}"), confinement, Kind::Disk, body)?;
-    Ok(DiskThread { shared: Arc::clone(shared), index, thread: Some(thread), ended })
+    Ok(DiskThread { shared: Arc::clone(shared), index, thread: Some(thread), ended: Mutex::new(ended) })
 }
 
 /// Serves disk `index` until the VM ends.
@@ -99,7 +100,7 @@ impl Drop for DiskThread {
         let start = clock::now();
         while let Some(left) = END_LIMIT.checked_sub(clock::now() - start).filter(|left| !left.is_zero()) {
             let nap = Nap::of(left);
-            let ended = self.ended.recv_timeout(nap.time());
+            let ended = lock(&self.ended).recv_timeout(nap.time());
             nap.end();
             if ended == Err(RecvTimeoutError::Disconnected) {
                 // Panics were caught and reported in the thread itself.

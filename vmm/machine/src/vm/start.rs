@@ -83,7 +83,8 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     };
     let terminal = terminal.map(Arc::new);
     check_descriptors(shared.config.mmio_devices())?;
-    room_for_threads(2 + shared.config.disks.len() + companions.len()).map_err(host("map a thread's stack"))?;
+    room_for_threads(2 + shared.config.disks.len() + companions.len())
+        .map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
     if let Some(jail) = &shared.config.jail {

@@ -66,12 +66,7 @@ enum Stop {
 }
 
 /// Serves the queue of `device` until it is empty, the guest is to stand still, or the VM ends. `buffer` is not empty.
-pub(crate) fn serve(
-    device: &Mutex<Block>,
-    medium: &impl Medium,
-    buffer: &mut [u8],
-    wishes: &impl Wishes,
-) {
+pub(crate) fn serve(device: &Mutex<Block>, medium: &impl Medium, buffer: &mut [u8], wishes: &impl Wishes) {
     while !wishes.ends() {
         // The guard goes before the request is carried out.
         let taken = lock(device).take(wishes);
@@ -129,7 +124,9 @@ fn failed(device: &Mutex<Block>, what: &str, error: &io::Error) -> Stop {
     if std::mem::replace(&mut device.told, true) {
         log::debug!("--disk #{index}: cannot {what}: {error}");
     } else {
-        log::warn!("--disk #{index}: cannot {what}: {error}; the guest is told, and later failures are counted only");
+        log::warn!(
+            "--disk #{index}: cannot {what}: {error}; the guest is told, and later failures are counted only"
+        );
     }
     Stop::Failed
 }

@@ -303,7 +303,11 @@ fn every_request_has_its_answer() {
         let found = rig.ask(kind, sector, data, size);
         assert_eq!(found, answer, "{kind} of {size} bytes at {sector}, read-only: {read_only}");
         let calls = rig.calls();
-        assert_eq!(calls.is_empty(), answer.0 != OK || size == 0 && kind != SYNC, "{kind} {sector}: {calls:?}");
+        assert_eq!(
+            calls.is_empty(),
+            answer.0 != OK || size == 0 && kind != SYNC,
+            "{kind} {sector}: {calls:?}"
+        );
         let changed = *rig.medium.content.borrow() != before;
         assert_eq!(changed, kind == OUT && answer.0 == OK, "{kind} of {size} bytes at {sector}");
         let counts = rig.counts();

@@ -210,7 +210,10 @@ fn a_restored_machine_has_its_disk_if_that_has_the_size() {
     let error = locked_in(restored(), |_| ()).unwrap_err();
     assert!(matches!(error, StartError::Restore(RestoreError::Differs { .. })), "{error}");
     let text = error.to_string();
-    assert!(text.contains("--disk #0: the saved machine has a disk of 4K, and") && text.ends_with("has 4608"), "{text}");
+    assert!(
+        text.contains("--disk #0: the saved machine has a disk of 4K, and") && text.ends_with("has 4608"),
+        "{text}"
+    );
     File::options().write(true).open(&path).unwrap().set_len(8 * 512).unwrap();
     locked_in(restored(), |vm| {
         assert!(vm.state().disks[0].driver);
