@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::DiskConfig;
-use crate::virtio::block::{Medium, SECTOR};
+use crate::virtio::block::medium::{Medium, SECTOR};
 
 mod host;
 

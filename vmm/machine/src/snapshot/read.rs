@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::memory::Memory;
 use crate::memory::content::PIECE;
-use crate::virtio::block::SECTOR;
+use crate::virtio::block::medium::SECTOR;
 
 /// Most bytes of the file `state` that are read. It has 12 bytes at most for each piece of memory, so this is enough for 40 TiB.
 const MAX_STATE: u64 = 256 << 20;

@@ -10,6 +10,7 @@
 //!
 //! | file | does |
 //! | --- | --- |
+//! | `medium` | says what a medium has to do |
 //! | `request` | reads a header, and checks the sectors that it names |
 //! | `serving` | takes a request, moves its data, answers it |
 //! | `counters` | counts answers and bytes |
@@ -34,17 +35,16 @@ use crate::virtio::mmio::{Effect, Registers};
 use crate::virtio::{RegisterDevice, Transport};
 
 mod counters;
+pub(crate) mod medium;
 mod request;
 mod saved;
 mod serving;
 
 pub(crate) use counters::DiskCounters;
 pub use counters::{DISK_ANSWERS, DISK_REQUEST_KINDS, DiskCounts};
+use medium::SECTOR;
 pub use saved::BlockState;
 pub(crate) use serving::{PIECE, Wishes, serve};
-
-/// Bytes of a sector, the unit of all positions (virtio 1.3, section 5.2.4).
-pub const SECTOR: u64 = 512;
 
 const QUEUE_SIZE: u16 = 128;
 
@@ -53,27 +53,6 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
 /// Bytes of the configuration space up to `blk_size`. Fields behind it belong to features that are not offered.
 const CONFIG_SIZE: usize = 24;
-
-/// What is behind a disk. Each call takes as long as the host likes.
-pub trait Medium {
-    /// Fills `bytes` from the position `at`, in bytes.
-    ///
-    /// # Errors
-    /// The host's. `bytes` may be partly filled.
-    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
-
-    /// Writes `bytes` to the position `at`, in bytes. They may be in a cache of the host.
-    ///
-    /// # Errors
-    /// The host's. `bytes` may be partly written.
-    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()>;
-
-    /// Returns when everything that was written has left the caches of the host.
-    ///
-    /// # Errors
-    /// The host's. Any of what was written may be lost.
-    fn flush(&self) -> io::Result<()>;
-}
 
 /// The virtio-blk device.
 #[derive(Debug)]

@@ -28,7 +28,8 @@ use crate::snapshot::machine::{DevicesState, MachineState};
 use crate::snapshot::write::{SaveError, Saved};
 use crate::sync::lock;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::{Block, Medium};
+use crate::virtio::block::Block;
+use crate::virtio::block::medium::Medium;
 use crate::virtio::control::Control;
 use crate::virtio::mem::{Mem, RegionMemory};
 

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-use super::SECTOR;
+use super::medium::SECTOR;
 
 /// Bytes of a header.
 pub(super) const HEADER: usize = 16;

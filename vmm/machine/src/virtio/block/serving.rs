@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES};
 
+use super::Block;
+use super::medium::Medium;
 use super::request::{Answer, HEADER, Header, Kind, position};
-use super::{Block, Medium};
 use crate::sync::lock;
 use crate::virtio::chain::{Chain, gather, scatter};
 

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_mmio::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use super::medium::Medium;
 use super::*;
 use crate::memory::fake::{at, memory, unplug};
 use crate::memory::layout::HOLE_END;
