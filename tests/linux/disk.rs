@@ -153,6 +153,8 @@ fn linux_finds_its_disk_after_a_reset() {
         config.resets = true;
     });
     linux.await_text("disk vda has 1 lines");
+    // A nested host takes long for two boots, and a test that says nothing for minutes is ended.
+    println!("the guest has written a line, and is reset");
     linux.vm.reset().expect("it can be reset");
     linux.await_text("disk vda has 2 lines");
     assert_eq!(linux.vm.state().resets, 1);
