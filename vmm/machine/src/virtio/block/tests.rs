@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_STATUS,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -213,6 +214,21 @@ fn a_disk_tells_its_size_and_whether_it_can_be_written() {
         (expected[0], expected[12], expected[21]) = (SECTORS as u8, 126, 2);
         assert_eq!(config, expected);
     }
+}
+
+/// A driver may have filled its queue before it was ready, and need not notify then.
+#[test]
+fn the_thread_is_woken_when_a_driver_is_ready_and_when_it_notifies() {
+    let memory = Arc::new(memory(64 * MIB, &[]).0);
+    let shared = Arc::new(SharedState::new(Instant::now(), Vec::new()));
+    let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let kick = event();
+    let (on_memory, raised) = (Arc::clone(&memory), kick.try_clone().unwrap());
+    let mut device = Block::new(0, (SECTORS, false), on_memory, shared, event(), raised).unwrap();
+    initialise(&mut device, FLUSH, &[&Ring::new(&memory, MIB)]);
+    assert_eq!(kick.read().unwrap(), 1);
+    write(&mut device, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    assert_eq!(kick.read().unwrap(), 1);
 }
 
 #[test]
