@@ -10,6 +10,8 @@
 mod auto;
 #[path = "linux/balloon.rs"]
 mod balloon;
+#[path = "linux/disk.rs"]
+mod disk;
 #[path = "linux/faults.rs"]
 mod faults;
 #[path = "linux/guest.rs"]
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
     let unset = names.into_iter().find(|name| env::var_os(name).is_none());
     let missing = unset.map(|name| format!("{name} names no file (the nested host has one)"));
     let missing = missing.or_else(tidevm_tests::missing_kvm);
-    run_if(&[TESTS, auto::TESTS, balloon::TESTS, faults::TESTS].concat(), |_| missing.clone())
+    run_if(&[TESTS, auto::TESTS, balloon::TESTS, disk::TESTS, faults::TESTS].concat(), |_| missing.clone())
 }
 
 /// Resizes to each of `sizes` in turn, and checks the counters of the guest each time.

@@ -262,7 +262,7 @@ mod tests {
     use crate::results::{Reader, Results};
 
     /// Numbers of the claims of each mechanism.
-    const ROWS: [(&str, &[RangeInclusive<usize>]); 10] = [
+    const ROWS: [(&str, &[RangeInclusive<usize>]); 11] = [
         ("S1", &[1..=18]),
         ("S2", &[1..=14]),
         ("S3", &[1..=15]),
@@ -273,6 +273,7 @@ mod tests {
         ("H", &[1..=24]),
         ("B", &[1..=9]),
         ("A", &[1..=4]),
+        ("L", &[1..=6]),
         ("C", &[1..=16]),
     ];
 

@@ -176,7 +176,9 @@ impl Host {
 /// The file system of a stock Linux guest that prints the state of its memory.
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
     let mut archive = Initramfs::new(&stock.shell)?;
-    let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_mem", "virtio_balloon"])?)?;
+    // ext4, which mounts ext2 too, asks for crc32c without naming it.
+    let modules = ["virtio_mmio", "virtio_mem", "virtio_balloon", "virtio_blk", "crc32c_generic", "ext4"];
+    let load = archive.modules(&stock.modules(&modules)?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tidevm_abi::{PAGE_SIZE, Size, Stats, ZoneStats};
 use tidevm_machine::{
-    ANSWERS, ExitCounts, LATENCY_BOUNDS, Latency, MemStatus, REQUEST_KINDS, RequestCounts, State,
+    ANSWERS, DISK_ANSWERS, DISK_REQUEST_KINDS, DiskCounts, ExitCounts, LATENCY_BOUNDS, Latency, MemStatus,
+    REQUEST_KINDS, RequestCounts, State,
 };
 use tidevm_sizer::Status;
 
@@ -36,6 +37,8 @@ pub struct Facts<'a> {
     pub held: Option<&'a [Size]>,
     /// Requests, by device.
     pub requests: &'a [RequestCounts],
+    /// What each disk has counted.
+    pub disks: &'a [DiskCounts],
     /// How the machine is sized automatically, if it is.
     pub auto: Option<&'a Status>,
     /// Requests of clients.
@@ -90,6 +93,7 @@ pub fn text(facts: &Facts<'_>) -> String {
     exits(&mut page, facts.exits);
     regions(&mut page, facts);
     requests(&mut page, facts.requests);
+    disks(&mut page, facts.disks);
     auto(&mut page, facts.auto);
     api(&mut page, facts.api);
     if let Some((stats, age)) = facts.sample {
@@ -188,6 +192,31 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
         let device = index.to_string();
         for (kind, latency) in [("plug", &counts.plug), ("unplug", &counts.unplug)] {
             page.histogram(SECONDS, &[("device", &device), ("type", kind)], latency);
+        }
+    }
+}
+
+fn disks(page: &mut Page, disks: &[DiskCounts]) {
+    const COUNTS: &str = "tidevm_virtio_blk_requests_total";
+    const CHAINS: &str = "tidevm_virtio_blk_refused_chains_total";
+    const MOVED: &str = "tidevm_virtio_blk_moved_bytes_total";
+    page.family(COUNTS, COUNTER, "Requests to a disk, by type and answer.");
+    for (index, counts) in disks.iter().enumerate() {
+        let device = index.to_string();
+        for (kind, row) in DISK_REQUEST_KINDS.iter().zip(&counts.by) {
+            for (answer, count) in DISK_ANSWERS.iter().zip(row) {
+                page.sample(COUNTS, &[("device", &device), ("type", kind), ("answer", answer)], count);
+            }
+        }
+    }
+    page.family(CHAINS, COUNTER, "Chains of buffers without room for an answer of a disk.");
+    for (index, counts) in disks.iter().enumerate() {
+        page.sample(CHAINS, &[("device", &index.to_string())], counts.refused_chains);
+    }
+    page.family(MOVED, COUNTER, "Data that requests to a disk read or wrote.");
+    for (index, counts) in disks.iter().enumerate() {
+        for (kind, size) in [("in", counts.read), ("out", counts.written)] {
+            page.sample(MOVED, &[("device", &index.to_string()), ("type", kind)], size.0);
         }
     }
 }

@@ -17,12 +17,14 @@ use crate::snapshot::opened::Snapshot;
 use crate::socket::Listener;
 
 pub(crate) mod balloon;
+mod disk;
 mod error;
 mod hotplug;
 mod kernel;
 mod numa;
 
 pub use balloon::{BalloonConfig, BalloonError, MAX_STATS_INTERVAL, MIN_STATS_INTERVAL};
+pub use disk::{DiskConfig, DiskConfigError, MAX_DISKS};
 pub use error::ConfigError;
 pub use hotplug::HotplugConfig;
 pub use numa::{NodeConfig, NumaError};
@@ -70,6 +72,8 @@ pub struct Config {
     pub pmem: Vec<Size>,
     /// The virtio-balloon device, by which a guest reports free memory and gives statistics.
     pub balloon: Option<BalloonConfig>,
+    /// One virtio-blk device each, at most [`MAX_DISKS`].
+    pub disks: Vec<DiskConfig>,
     /// A bzImage, or an ELF file with a PVH entry; the embedded guest when absent.
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
@@ -119,6 +123,7 @@ impl Default for Config {
             hotplug: Vec::new(),
             pmem: Vec::new(),
             balloon: None,
+            disks: Vec::new(),
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -226,6 +231,7 @@ impl Config {
         if let Some(balloon) = self.balloon {
             balloon.validate()?;
         }
+        disk::validate(&self.disks, self.mmio_devices())?;
         match layout::end(self.memory, self.places()) {
             Some(end) if end <= MAX_PHYS_ADDR => {}
             end => return Err(ConfigError::TooLarge { end: Size(end.unwrap_or(u64::MAX)) }),
@@ -238,9 +244,9 @@ impl Config {
         self.reboot || self.resets
     }
 
-    /// The number of virtio-mmio devices: the control channel, one per region, and the balloon.
+    /// The number of virtio-mmio devices: the control channel, one per region, the balloon, and one per disk.
     pub(crate) fn mmio_devices(&self) -> usize {
-        1 + self.hotplug.len() + usize::from(self.balloon.is_some())
+        1 + self.hotplug.len() + usize::from(self.balloon.is_some()) + self.disks.len()
     }
 
     /// The ranges behind boot memory, in the order of their addresses: hotplug regions, then device memory.

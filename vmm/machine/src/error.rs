@@ -9,6 +9,7 @@ use crate::boot::BootError;
 use crate::config::ConfigError;
 use crate::confine::ConfinementError;
 use crate::confine::jail::JailError;
+use crate::disk::DiskError;
 use crate::hint;
 use crate::memory::MemoryError;
 use crate::snapshot::opened::RestoreError;
@@ -23,6 +24,9 @@ pub enum StartError {
     /// The kernel cannot be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A file is no disk, or cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The host refuses to map the memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -105,6 +109,8 @@ impl StartError {
             Self::Boot(BootError::Unreadable { error, .. })
             | Self::Console { error, .. }
             | Self::ConsoleSocket(SocketError::Host { error, .. }) => is_refusal(error),
+            Self::Disk(DiskError::Open { error, .. }) => is_refusal(error),
+            Self::Disk(error) => matches!(error, DiskError::Host { .. } | DiskError::Limit { .. }),
             Self::Restore(RestoreError::Unreadable { error, .. }) => is_refusal(error),
             Self::Restore(error) => matches!(error, RestoreError::Host { .. }),
             Self::Jail(error) => error.is_refusal(),

@@ -12,7 +12,8 @@
 //! | `memory` | guest RAM: host mappings, memslots, the VMM's own view | virtio |
 //! | `boot` | loading a kernel, and the memory map, tables and command line it reads | devices |
 //! | `cpuid` | what CPUID tells the guest about its vCPUs | kernels |
-//! | `virtio` | MMIO transport, virtio-mem, the balloon and the control channel | KVM |
+//! | `virtio` | MMIO transport, virtio-mem, the balloon, disks and the control channel | KVM |
+//! | `disk` | the file behind a disk of the guest | virtio queues |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
 //! | `transcript` | what the guest wrote to its console, and a kernel's lines of trouble | who reads it |
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
@@ -28,7 +29,7 @@
 //! | `error`, `hint`, `sync` | why a VM does not start, and what helps; how this crate locks | |
 //!
 //! Threads: the embedder's; one event loop for queues, timers, signals, terminal input and resets; one per
-//! vCPU. Lock order: the hardware (what a reset makes anew), a device, guest memory, the state.
+//! vCPU and per disk. Lock order: the hardware (what a reset makes anew), a device, guest memory, the state.
 //!
 //! No action of a guest panics the VMM: a value from the guest is checked where it is read; an invalid one is
 //! counted and ignored.
@@ -41,6 +42,7 @@ pub mod config;
 mod confine;
 mod cpuid;
 mod death;
+mod disk;
 mod error;
 mod hint;
 #[cfg(feature = "hosted")]
@@ -65,12 +67,13 @@ mod vm;
 
 pub use boot::{BootError, GUEST_IMAGE};
 pub use config::{
-    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, ConsoleWatch, HotplugConfig, InitPolicy,
-    NodeConfig,
+    BalloonConfig, BalloonError, Config, ConfigError, ConsoleMode, ConsoleWatch, DiskConfig, DiskConfigError,
+    HotplugConfig, InitPolicy, NodeConfig,
 };
 pub use confine::jail::{Jail, JailError};
 pub use confine::{Confinement, ConfinementError, FORBIDDEN, Seccomp};
 pub use death::{Death, DeathKind};
+pub use disk::DiskError;
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
 pub use printable::printable;
@@ -80,12 +83,13 @@ pub use snapshot::opened::{RestoreError, Snapshot};
 pub use snapshot::vcpu::VcpuError;
 pub use snapshot::write::{SaveError, Saved};
 pub use state::{
-    BalloonStats, BalloonStatus, Changes, HostFault, MemStatus, Obstacle, Ready, Refusal, Settled, State,
-    WaitError,
+    BalloonStats, BalloonStatus, Changes, DiskStatus, HostFault, MemStatus, Obstacle, Ready, Refusal,
+    Settled, State, WaitError,
 };
 pub use tidevm_abi::Size;
 pub use transcript::{Alarms, CONSOLE_KEPT, Heard};
 pub use virtio::balloon::ReportCounts;
+pub use virtio::block::{DISK_ANSWERS, DISK_REQUEST_KINDS, DiskCounts};
 pub use virtio::mem::{ANSWERS, LATENCY_BOUNDS, Latency, REQUEST_KINDS, RequestCounts};
 pub use vm::{
     Activity, Beside, CallsUnread, Companion, End, ExitCounts, IntervalRefused, LookResult, NoStatistics,

@@ -24,6 +24,7 @@ use crate::sync::lock;
 pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
+pub use disk::DiskStatus;
 pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
@@ -31,6 +32,7 @@ pub use wait_error::WaitError;
 mod answers;
 mod balloon;
 mod changes;
+mod disk;
 mod refusal;
 mod saved;
 mod settled;
@@ -55,6 +57,8 @@ pub struct State {
     pub pressures: u64,
     /// The virtio-balloon device, if there is one.
     pub balloon: Option<BalloonStatus>,
+    /// One entry per disk.
+    pub disks: Vec<DiskStatus>,
     /// How the guest died, if it did.
     pub death: Option<Death>,
     /// The guest powered off, whether it was asked to or not.
@@ -323,6 +327,7 @@ impl SharedState {
             let StateAndAnswers { state, answers, reset_request, .. } = inner;
             (state.ready, state.pressure, state.mem) = (None, None, mem());
             state.balloon = state.balloon.map(BalloonStatus::restarted);
+            state.disks.fill(DiskStatus::default());
             state.reset_request = *reset_request;
             state.resets += 1;
             for answer in answers.values_mut() {

@@ -2,7 +2,7 @@
 //!
 //! A device consists of its [`Transport`] and of its own handling of its queues. The transport is the
 //! registers ([`mmio::Registers`], pure) and the interrupt line. vCPU threads access the registers, the event
-//! loop serves the queues, and one mutex around the device orders the two.
+//! loop serves the queues, or a thread of its own that of a disk, and one mutex around the device orders the two.
 
 use std::io;
 use std::ops::Deref;
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::View;
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 pub mod control;
 #[cfg(test)]

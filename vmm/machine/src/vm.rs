@@ -13,6 +13,7 @@
 //! | `sipi` | the wait of a vCPU for its start by another one |
 //! | `look` | what the vCPUs do, for a report on a guest that does not answer |
 //! | `events` | the event loop |
+//! | `disks` | the threads of the disks |
 //! | `input` | input for the serial port, and the keys that are for the VMM |
 //! | `signals` | the thread for termination signals |
 //! | `companion` | threads of the embedder that are locked in with the VM |
@@ -39,6 +40,7 @@ mod apart;
 mod companion;
 mod console;
 mod devices;
+mod disks;
 mod events;
 mod exits;
 mod handle;
@@ -75,6 +77,7 @@ pub struct Vm {
     handle: VmHandle,
     // Dropped in this order, after the vCPUs have ended.
     _companions: Vec<companion::Running>,
+    _disks: Vec<disks::DiskThread>,
     _events: EventLoop,
     _signal_loop: EventLoop,
     _terminal: Option<Arc<Terminal>>,

@@ -2,6 +2,8 @@
 # First process of a stock Linux guest. Words of the kernel's command line choose what it does:
 #   policy=P   how new memory is onlined (memory_hotplug.online_policy and auto_online_blocks)
 #   data=MIB   a file of MIB MiB in memory, made when there is memory for it and checked in every round
+#   disk=check  the first disk is mounted, written, mounted again and read; the second one is read
+#   disk=keep   the first disk is mounted, and gets one more line in a file
 #   driver=none  the virtio-mem driver is not loaded
 #   at=MIB:ACTION  an action (see `act`) when the memory has grown by MIB MiB; in the given order, one per round
 # Every round prints one line with the kernel's view of its memory.
@@ -12,12 +14,14 @@ mount -t sysfs sys /sys
 mount -t tmpfs -o size=90% tmp /tmp
 policy=online_movable
 data=0
+disk=none
 driver=virtio_mem
 plan=
 for word in $(cat /proc/cmdline); do
     case $word in
         policy=*) policy=${word#policy=} ;;
         data=*) data=${word#data=} ;;
+        disk=*) disk=${word#disk=} ;;
         driver=*) driver=${word#driver=} ;;
         at=*) plan="$plan ${word#at=}" ;;
     esac
@@ -69,6 +73,43 @@ act() {
         poweroff) poweroff -f ;;
     esac
 }
+check_disks() {
+    for name in vda vdb; do
+        block=/sys/block/$name
+        size=$(cat $block/queue/logical_block_size)
+        echo "disk $name: $(cat $block/size) sectors of $size bytes, read-only $(cat $block/ro), $(cat $block/serial)"
+    done
+    mount -t ext2 /dev/vda /disk && echo "disk vda is mounted"
+    for line in $(seq 64); do
+        echo "written by the guest" > /disk/$line
+    done
+    dd if=/dev/urandom of=/disk/data bs=64k count=16 conv=fsync 2> /dev/null
+    sum=$(md5sum < /disk/data)
+    sync
+    umount /disk
+    echo 3 > /proc/sys/vm/drop_caches
+    mount -t ext2 /dev/vda /disk
+    if [ "$(md5sum < /disk/data)" = "$sum" ] && [ "$(cat /disk/64)" = "written by the guest" ]; then
+        echo "disk vda has what was written"
+    fi
+    umount /disk
+    echo "disk vdb: $(head -c 15 /dev/vdb)"
+    # A disk that is read-only is none to write to, and the kernel does not even ask the device.
+    dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync 2> /dev/null || echo "disk vdb cannot be written"
+    echo "the guest has done with its disks"
+}
+keep_line() {
+    mount -t ext2 /dev/vda /disk
+    echo "one more" >> /disk/lines
+    lines=$(wc -l < /disk/lines)
+    umount /disk
+    echo "disk vda has $lines lines"
+}
+mkdir -p /disk
+case $disk in
+    check) check_disks ;;
+    keep) keep_line ;;
+esac
 state=none
 while :; do
     now=$(total)

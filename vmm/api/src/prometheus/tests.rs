@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidevm_abi::{Size, Stats};
-use tidevm_machine::{ExitCounts, MemStatus, RequestCounts, State};
+use tidevm_machine::{DiskCounts, ExitCounts, MemStatus, RequestCounts, State};
 use tidevm_sizer::{Bounds, Counts, Status};
 
 use super::{Facts, Page, text};
@@ -25,6 +25,9 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
     requests.plug.parts[0] = 1;
     requests.plug.parts[3] = 2;
     requests.plug.sum = Duration::from_micros(1500);
+    let mut disk =
+        DiskCounts { refused_chains: 3, read: Size(512), written: Size(1024), ..DiskCounts::default() };
+    disk.by[1][1] = 6;
     let mut api = Requests::default();
     let request = Request {
         method: Method::Patch,
@@ -41,6 +44,7 @@ fn told(sample: Option<(&Stats, Duration)>) -> String {
         exits: &[ExitCounts::default(), ExitCounts { mmio: 7, ..ExitCounts::default() }],
         held: Some(&[Size(4096)]),
         requests: &[requests, RequestCounts { refused_chains: 8, ..RequestCounts::default() }],
+        disks: &[disk],
         auto: None,
         api: &api,
         sample,
@@ -67,6 +71,12 @@ fn each_fact_is_a_sample_of_its_name() {
         "tidevm_hotplug_converged{device=\"0\"} 0",
         "tidevm_hotplug_targets_total{device=\"0\"} 3",
         "tidevm_virtio_mem_requests_total{device=\"0\",type=\"plug\",answer=\"busy\"} 4",
+        "# TYPE tidevm_virtio_blk_requests_total counter",
+        "tidevm_virtio_blk_requests_total{device=\"0\",type=\"out\",answer=\"ioerr\"} 6",
+        "tidevm_virtio_blk_requests_total{device=\"0\",type=\"in\",answer=\"ok\"} 0",
+        "tidevm_virtio_blk_refused_chains_total{device=\"0\"} 3",
+        "tidevm_virtio_blk_moved_bytes_total{device=\"0\",type=\"in\"} 512",
+        "tidevm_virtio_blk_moved_bytes_total{device=\"0\",type=\"out\"} 1024",
         "tidevm_virtio_mem_refused_chains_total{device=\"0\"} 5",
         "tidevm_virtio_mem_refused_chains_total{device=\"1\"} 8",
         "tidevm_virtio_mem_moved_bytes_total{device=\"0\",type=\"plug\"} 6",

@@ -48,6 +48,7 @@ impl Running {
             exits: &self.vm.exits(),
             held: self.held.as_ref().map(|(_, held)| held.as_slice()),
             requests: &self.vm.mem_requests(),
+            disks: &self.vm.disk_requests(),
             auto: self.sizer.status(&self.vm).as_ref(),
             api: &self.requests,
             sample: self.sample.last.as_ref().map(|(stats, at)| (stats, now - *at)),

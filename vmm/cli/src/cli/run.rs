@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use tidevm_abi::Size;
 use tidevm_machine::{
-    BalloonConfig, Config, ConsoleMode, ConsoleWatch, HotplugConfig, InitPolicy, Jail, NodeConfig, Snapshot,
+    BalloonConfig, Config, ConsoleMode, ConsoleWatch, DiskConfig, HotplugConfig, InitPolicy, Jail,
+    NodeConfig, Snapshot,
 };
 use tidevm_sizer::Wish;
 
@@ -39,6 +40,9 @@ pub struct Run {
     /// statistics
     #[arg(long, value_name = "reporting[,stats=1s]", value_parser = str::parse::<BalloonConfig>)]
     balloon: Option<BalloonConfig>,
+    /// A disk on a raw image or on a block device of the host; may be given up to four times
+    #[arg(long, value_name = "PATH[,ro]", value_parser = str::parse::<DiskConfig>)]
+    disk: Vec<DiskConfig>,
     /// A bzImage or an ELF kernel with a PVH entry, instead of the built-in guest
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -187,6 +191,7 @@ impl Run {
             hotplug: given(&self.hotplug, base.hotplug),
             pmem: given(&self.pmem, base.pmem),
             balloon: self.balloon.or(base.balloon),
+            disks: given(&self.disk, base.disks),
             kernel: self.kernel.clone().or(base.kernel),
             initrd: self.initrd.clone().or(base.initrd),
             cmdline: self.cmdline.clone().or(base.cmdline),
@@ -206,8 +211,8 @@ mod tests {
     use clap::Parser;
     use tidevm_abi::Size;
     use tidevm_machine::{
-        BalloonConfig, Config, Confinement, ConsoleMode, ConsoleWatch, HotplugConfig, Jail, NodeConfig,
-        Seccomp,
+        BalloonConfig, Config, Confinement, ConsoleMode, ConsoleWatch, DiskConfig, HotplugConfig, Jail,
+        NodeConfig, Seccomp,
     };
 
     use crate::cli::{Action, Cli};
@@ -246,6 +251,10 @@ mod tests {
             ],
             pmem: vec![Size::gib(1), Size::mib(128)],
             balloon: Some(BalloonConfig { reporting: true, stats_interval: Some(Duration::from_secs(2)) }),
+            disks: vec![
+                DiskConfig { path: "/d.img".into(), read_only: false },
+                DiskConfig { path: "seed,1".into(), read_only: true },
+            ],
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("-a=b".to_owned()),
@@ -267,7 +276,7 @@ mod tests {
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G,offset=64M \
                        --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
-                       --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
+                       --disk /d.img --disk seed,1,ro --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json \
                        --junit j --tap t --artifacts d --timeout 5m --allow-warnings";
         assert_eq!(config(options), Ok(expected));
@@ -309,6 +318,7 @@ mod tests {
             ("--timeout 0s", "not a duration above 0"),
             ("--balloon inflate", "not one of reporting and stats=INTERVAL"),
             ("--balloon stats=1ms", "from 100ms to"),
+            ("--disk ,ro", "needs the path of a raw image"),
             ("--pmem 1G", "`1G` is not size=SIZE"),
             ("--pmem size=1Q", "size=1Q: not a size"),
             ("--pmem size=1G,path=x", "not a size"),

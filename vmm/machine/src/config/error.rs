@@ -6,6 +6,7 @@ use tidevm_abi::cmdline::OWN_KEYS;
 use tidevm_abi::{MAX_MEMORY_BLOCK_SIZE, MAX_PHYS_ADDR, MAX_PMEM, Size};
 
 use super::balloon::BalloonError;
+use super::disk::DiskConfigError;
 use super::numa::NumaError;
 use super::{
     DEFAULT_DEVICE_BLOCK, MAX_DEVICE_BLOCK, MAX_NODE, MEMORY_BLOCK, MIN_DEVICE_BLOCK, MIN_MEMORY, nearest,
@@ -144,6 +145,9 @@ pub enum ConfigError {
     /// The balloon is not possible.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
+    /// The disks are not possible.
+    #[error(transparent)]
+    Disk(#[from] DiskConfigError),
     /// The target does not fit.
     #[error("--hotplug #{device} requested={requested}: the region has only {size}")]
     RequestedTooLarge {

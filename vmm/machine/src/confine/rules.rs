@@ -35,6 +35,8 @@ pub enum Kind {
         /// [`crate::Config::reboot`] or [`crate::Config::resets`].
         resets: bool,
     },
+    /// Serves a disk, whose file is open.
+    Disk,
     /// Waits for termination signals.
     Signals,
     /// Waits for the end of the grace after a signal.
@@ -56,11 +58,12 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Vcpu { saves: false },
         Self::Vcpu { saves: true },
         Self::Events { resets: false },
         Self::Events { resets: true },
+        Self::Disk,
         Self::Signals,
         Self::Grace,
         Self::Session { saves: false },
@@ -79,6 +82,7 @@ impl Kind {
             Self::Vcpu { saves: true } => &[VCPU, VCPU_SAVES],
             Self::Events { resets: false } => &[EVENTS],
             Self::Events { resets: true } => &[EVENTS, RESETS],
+            Self::Disk => &[DISK],
             Self::Signals => &[SIGNALS],
             Self::Grace => &[GRACE],
             Self::Session { saves: false } => &[SESSION],
@@ -103,6 +107,7 @@ impl fmt::Display for Kind {
             Self::Vcpu { saves: true } => "vcpu with saves",
             Self::Events { resets: false } => "events",
             Self::Events { resets: true } => "events with resets",
+            Self::Disk => "disk",
             Self::Signals => "signals",
             Self::Grace => "grace",
             Self::Session { saves: false } => "session",
@@ -316,6 +321,13 @@ const RESETS: &[Rule] = &[
         Check::NoExecMap(libc::MAP_SHARED as u32, "MAP_SHARED"),
         "the page that KVM shares with a new vCPU",
     ),
+];
+
+const DISK: &[Rule] = &[
+    any(Sysno::read, "the wait for requests"),
+    any(Sysno::pread64, "sectors that the guest reads"),
+    any(Sysno::pwrite64, "sectors that the guest writes"),
+    any(Sysno::fdatasync, "a flush"),
 ];
 
 const SIGNALS: &[Rule] = &[

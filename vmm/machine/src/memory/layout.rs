@@ -54,8 +54,11 @@ pub const FIRST_GSI: u32 = 5;
 /// Pins of the IO-APIC.
 const GSIS: u32 = 24;
 
-// One interrupt per virtio-mem device, one for the control channel, and one for the balloon.
-const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES + 1 < (GSIS - FIRST_GSI) as usize);
+/// Most virtio-mmio devices: each has an interrupt.
+pub const MAX_MMIO_DEVICES: usize = (GSIS - FIRST_GSI) as usize;
+
+// One interrupt per virtio-mem device, one for the control channel, one for the balloon, and one for a disk.
+const _: () = assert!(tidevm_abi::MAX_MEM_DEVICES + 3 <= MAX_MMIO_DEVICES);
 
 /// Three pages in the register hole that KVM needs on Intel CPUs without unrestricted guest mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;

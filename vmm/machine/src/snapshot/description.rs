@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tidevm_abi::cmdline::INIT_POLICIES;
 use tidevm_abi::{Size, value_of, word_for};
 
-use crate::config::{BalloonConfig, Config, HotplugConfig, NodeConfig};
+use crate::config::{BalloonConfig, Config, DiskConfig, HotplugConfig, NodeConfig};
 
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Description {
     pmem: Vec<u64>,
     /// Whether free memory is reported, and how often statistics come.
     balloon: Option<(bool, Option<Duration>)>,
+    /// Bytes of the path of each disk, and whether it is read-only.
+    disks: Vec<(Vec<u8>, bool)>,
     /// Bytes of the path.
     kernel: Option<Vec<u8>>,
     initrd: Option<Vec<u8>>,
@@ -67,6 +69,7 @@ impl Description {
             hotplug: config.hotplug.iter().map(region).collect(),
             pmem: config.pmem.iter().map(|size| size.0).collect(),
             balloon: config.balloon.map(|balloon| (balloon.reporting, balloon.stats_interval)),
+            disks: config.disks.iter().map(|disk| (path(&disk.path), disk.read_only)).collect(),
             kernel: config.kernel.as_ref().map(path),
             initrd: config.initrd.as_ref().map(path),
             cmdline: config.cmdline.clone(),
@@ -90,6 +93,8 @@ impl Description {
         };
         let path = |bytes: &Vec<u8>| PathBuf::from(OsString::from_vec(bytes.clone()));
         let balloon = |(reporting, stats_interval)| BalloonConfig { reporting, stats_interval };
+        let disk =
+            |(bytes, read_only): &(Vec<u8>, bool)| DiskConfig { path: path(bytes), read_only: *read_only };
         Config {
             cpus: self.cpus,
             memory: Size(self.memory),
@@ -97,6 +102,7 @@ impl Description {
             hotplug: self.hotplug.iter().map(region).collect(),
             pmem: self.pmem.iter().copied().map(Size).collect(),
             balloon: self.balloon.map(balloon),
+            disks: self.disks.iter().map(disk).collect(),
             kernel: self.kernel.as_ref().map(path),
             initrd: self.initrd.as_ref().map(path),
             cmdline: self.cmdline.clone(),
@@ -114,6 +120,9 @@ impl Description {
         let other = Self::of(config);
         let size = |size: &u64| Size(*size).to_string();
         let file = |path: &Option<Vec<u8>>| path.as_ref().map(|_| "a file");
+        let disks = |disks: &[(Vec<u8>, bool)]| -> Vec<_> {
+            disks.iter().map(|(_, read_only)| if *read_only { "ro" } else { "writable" }).collect()
+        };
         let regions = |regions: &[Region]| -> Vec<_> { regions.iter().map(Region::fixed).collect() };
         let differences = [
             differ("--cpus", &self.cpus, &other.cpus),
@@ -122,6 +131,7 @@ impl Description {
             differ("--hotplug", &regions(&self.hotplug), &regions(&other.hotplug)),
             differ("--pmem", &self.pmem, &other.pmem),
             differ("--balloon", &self.balloon, &other.balloon),
+            differ("--disk", &disks(&self.disks), &disks(&other.disks)),
             differ("--kernel", &file(&self.kernel), &file(&other.kernel)),
             differ("--initrd", &file(&self.initrd), &file(&other.initrd)),
             differ("--cmdline", &self.cmdline, &other.cmdline),
@@ -161,7 +171,7 @@ fn differ<T: Debug + PartialEq>(option: &str, saved: &T, given: &T) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::{Config, Description, HotplugConfig, Size};
-    use crate::config::{BalloonConfig, InitPolicy, NodeConfig};
+    use crate::config::{BalloonConfig, DiskConfig, InitPolicy, NodeConfig};
 
     fn full() -> Config {
         Config {
@@ -171,6 +181,7 @@ mod tests {
             hotplug: vec![HotplugConfig { node: Some(1), ..HotplugConfig::new(Size::gib(2)) }],
             pmem: vec![Size::mib(128)],
             balloon: Some(BalloonConfig { reporting: true, stats_interval: None }),
+            disks: vec![DiskConfig { path: "d".into(), read_only: true }],
             kernel: Some("k".into()),
             initrd: Some("i".into()),
             cmdline: Some("quiet".to_owned()),
@@ -188,7 +199,8 @@ mod tests {
         let base = Config { reboot: false, ..Config::default() };
         assert_eq!(description.config(base), Config { reboot: false, ..full() });
         assert_eq!(description.difference(&full()), None);
-        let moved = Config { kernel: Some("elsewhere".into()), ..full() };
+        let disk = DiskConfig { path: "elsewhere".into(), read_only: true };
+        let moved = Config { kernel: Some("elsewhere".into()), disks: vec![disk], ..full() };
         assert_eq!(description.difference(&moved), None, "the content is compared");
     }
 
@@ -212,6 +224,8 @@ mod tests {
             ("--hotplug:", |config| config.hotplug.clear()),
             ("--pmem:", |config| config.pmem.clear()),
             ("--balloon:", |config| config.balloon = None),
+            ("--disk:", |config| config.disks.clear()),
+            ("--disk:", |config| config.disks[0].read_only = false),
             ("--kernel:", |config| config.kernel = None),
             ("--initrd:", |config| config.initrd = None),
             ("--cmdline:", |config| config.cmdline = None),

@@ -12,6 +12,7 @@ use super::description::Description;
 use super::vcpu::VcpuState;
 use crate::serial::SerialState;
 use crate::virtio::balloon::BalloonState;
+use crate::virtio::block::BlockState;
 use crate::virtio::control::ControlState;
 use crate::virtio::mem::MemState;
 
@@ -51,6 +52,8 @@ pub struct DevicesState {
     pub mem: Vec<MemState>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonState>,
+    /// The disks, whose content is in their files.
+    pub disks: Vec<BlockState>,
     /// The serial port.
     pub serial: SerialState,
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use kvm_bindings::kvm_cpuid_entry2;
+use tidevm_abi::Size;
 
 use super::cpuid::missing;
 use super::folder::{MEMORY, STATE};
@@ -13,8 +14,10 @@ use super::format::{self, FormatError};
 use super::machine::{Content, MachineState, Sum};
 use super::opened::{RestoreError, Snapshot};
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::memory::Memory;
 use crate::memory::content::PIECE;
+use crate::virtio::block::medium::SECTOR;
 
 /// Most bytes of the file `state` that are read. It has 12 bytes at most for each piece of memory, so this is enough for 40 TiB.
 const MAX_STATE: u64 = 256 << 20;
@@ -79,6 +82,7 @@ impl Restored {
             ("virtio-mem devices", devices.mem.len(), config.hotplug.len()),
             ("reports of drivers", guest.reports.len(), config.hotplug.len()),
             ("balloons", usize::from(devices.balloon.is_some()), usize::from(config.balloon.is_some())),
+            ("disks", devices.disks.len(), config.disks.len()),
             ("interrupt chips", chips.len(), 3),
         ];
         match counts.into_iter().find(|(_, saved, described)| saved != described) {
@@ -105,6 +109,21 @@ impl Restored {
         }
         if saved[1] != files[1] {
             return Err(differs("the initial RAM disk has changed since".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Checks that `disks` are those of the machine, as far as their size tells.
+    pub(crate) fn check_disks(&self, disks: &[Disk]) -> Result<(), RestoreError> {
+        for (index, (disk, saved)) in disks.iter().zip(&self.state.devices.disks).enumerate() {
+            let [has, had] =
+                [disk.sectors(), saved.sectors()].map(|sectors| Size(sectors.saturating_mul(SECTOR)));
+            if has != had {
+                let path = disk.path().display();
+                let difference =
+                    format!("--disk #{index}: the saved machine has a disk of {had}, and {path} has {has}");
+                return Err(RestoreError::Differs { path: self.snapshot.path().to_owned(), difference });
+            }
         }
         Ok(())
     }

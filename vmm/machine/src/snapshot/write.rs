@@ -60,6 +60,22 @@ pub enum SaveError {
         /// Why it has no state now.
         error: virtio_mem::device::StateError,
     },
+    /// A disk is carrying out a request.
+    #[error("waited {limit:?} for a request that disk #{disk} is carrying out")]
+    DiskBusy {
+        /// Its index.
+        disk: usize,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// What the guest has written cannot be brought to a disk.
+    #[error("disk #{disk}: cannot bring to it what the guest has written: {error}")]
+    Disk {
+        /// Its index.
+        disk: usize,
+        /// The system's error.
+        error: io::Error,
+    },
     /// The files cannot be written.
     #[error("cannot write the snapshot {}: {error}{}", path.display(), room(.error))]
     Write {

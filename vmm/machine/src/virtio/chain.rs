@@ -25,6 +25,8 @@ use crate::memory::View;
 pub struct Chain {
     head: u16,
     request: Vec<u8>,
+    /// What the driver made readable behind `request`.
+    source: Vec<(GuestAddress, usize)>,
     response: Vec<(GuestAddress, usize)>,
 }
 
@@ -73,8 +75,8 @@ pub fn wants_interrupt(queue: &Queue, view: &View) -> bool {
 }
 
 impl Chain {
-    /// Takes the next chain, reads at most `readable` bytes of it, and notes where at most `writable` bytes
-    /// can be written. A buffer or a descriptor that cannot be read ends the request.
+    /// Takes the next chain, reads at most `readable` bytes of it, and notes where more can be read and where at most
+    /// `writable` bytes can be written. A buffer or a descriptor that cannot be read ends the request.
     ///
     /// # Errors
     /// [`ChainError`]: the device cannot go on before a reset.
@@ -85,7 +87,7 @@ impl Chain {
         writable: usize,
     ) -> Result<Option<Self>, ChainError> {
         let Some(head) = next_head(queue, view)? else { return Ok(None) };
-        let mut chain = Self { head, request: Vec::new(), response: Vec::new() };
+        let mut chain = Self::of_head(head);
         let mut descriptors = Descriptors::new(queue, view, head);
         let mut room = writable;
         while let Some(descriptor) = descriptors.next()? {
@@ -98,10 +100,15 @@ impl Chain {
                 }
             } else {
                 let start = chain.request.len();
-                chain.request.resize(start + size.min(readable - start), 0);
+                let now = size.min(readable - start);
+                chain.request.resize(start + now, 0);
                 if view.read_slice(&mut chain.request[start..], descriptor.addr()).is_err() {
                     chain.request.truncate(start);
                     break;
+                }
+                if now < size {
+                    let Some(rest) = descriptor.addr().checked_add(now as u64) else { break };
+                    chain.source.push((rest, size - now));
                 }
             }
         }
@@ -111,7 +118,7 @@ impl Chain {
     /// A chain that was taken before, of which nothing but its index is left: it can go back.
     #[must_use]
     pub fn of_head(head: u16) -> Self {
-        Self { head, request: Vec::new(), response: Vec::new() }
+        Self { head, request: Vec::new(), source: Vec::new(), response: Vec::new() }
     }
 
     /// The chain's index for the used ring.
@@ -124,6 +131,13 @@ impl Chain {
     #[must_use]
     pub fn request(&self) -> &[u8] {
         &self.request
+    }
+
+    /// The buffers behind [`Chain::request`] that the driver made readable, with their sizes in bytes, none of them empty.
+    /// Nothing is known of the addresses.
+    #[must_use]
+    pub fn source(&self) -> &[(GuestAddress, usize)] {
+        &self.source
     }
 
     /// The number of bytes that can be written, at most the requested ones.
@@ -143,20 +157,59 @@ impl Chain {
     /// memory that the guest may use; the chain then goes back empty.
     #[must_use]
     pub fn write(&self, view: &View, response: &[u8]) -> u32 {
-        if self.room() < response.len() {
-            return 0;
-        }
-        let mut rest = response;
-        for &(address, size) in &self.response {
-            let (now, later) = rest.split_at(size.min(rest.len()));
-            if let Err(error) = view.write_slice(now, address) {
-                log::debug!("answer to {:#x} is lost: {error}", address.raw_value());
-                return 0;
-            }
-            rest = later;
-        }
-        response.len() as u32
+        if scatter(view, &self.response, 0, response) { response.len() as u32 } else { 0 }
     }
+}
+
+/// Writes `bytes` to `buffers`, from byte `skip` of them on. Returns whether all were written; they are not if there is no
+/// room for all, and some may be if a buffer is not in memory that the guest may use.
+#[must_use]
+pub fn scatter(view: &View, buffers: &[(GuestAddress, usize)], skip: usize, bytes: &[u8]) -> bool {
+    let Some(parts) = parts(buffers, skip, bytes.len()) else { return false };
+    let mut rest = bytes;
+    for (address, size) in parts {
+        let (now, later) = rest.split_at(size);
+        if let Err(error) = view.write_slice(now, address) {
+            log::debug!("what goes to {:#x} is lost: {error}", address.raw_value());
+            return false;
+        }
+        rest = later;
+    }
+    true
+}
+
+/// Fills `bytes` from `buffers`, from byte `skip` of them on. Returns whether all were read.
+#[must_use]
+pub fn gather(view: &View, buffers: &[(GuestAddress, usize)], skip: usize, bytes: &mut [u8]) -> bool {
+    let Some(parts) = parts(buffers, skip, bytes.len()) else { return false };
+    let mut rest = bytes;
+    for (address, size) in parts {
+        let (now, later) = rest.split_at_mut(size);
+        if view.read_slice(now, address).is_err() {
+            return false;
+        }
+        rest = later;
+    }
+    true
+}
+
+/// The parts of `buffers` in which `length` bytes from byte `skip` on lie. `None` if there are not so many, or an address
+/// has more than 64 bits.
+fn parts(
+    buffers: &[(GuestAddress, usize)],
+    mut skip: usize,
+    mut length: usize,
+) -> Option<Vec<(GuestAddress, usize)>> {
+    let mut parts = Vec::new();
+    for &(address, size) in buffers {
+        let now = size.saturating_sub(skip).min(length);
+        if now > 0 {
+            parts.push((address.checked_add(skip as u64)?, now));
+            length -= now;
+        }
+        skip = skip.saturating_sub(size);
+    }
+    (length == 0).then_some(parts)
 }
 
 /// The descriptors of one chain, in the queue's own table.

@@ -10,6 +10,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::error::{StartError, host, kvm};
 use crate::memory::{Memory, layout};
 use crate::serial::{Serial, Sink};
@@ -17,12 +18,13 @@ use crate::state::SharedState;
 use crate::sync::lock;
 use crate::virtio::RegisterDevice;
 use crate::virtio::balloon::{Asks, Balloon, QUEUES, ReportCounters};
+use crate::virtio::block::{Block, DiskCounters};
 use crate::virtio::control::Control;
 use crate::virtio::mem::{Mem, RegionMemory, RequestCounters, Target};
 use crate::virtio::mmio::QUEUE_NOTIFY;
 
-/// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`; the balloon is the
-/// last one.
+/// All devices. virtio-mmio device 0 is the control channel; device `n + 1` serves hotplug region `n`; then come the balloon and
+/// the disks.
 #[derive(Debug)]
 pub(super) struct Devices {
     pub(super) control: Arc<Mutex<Control>>,
@@ -31,6 +33,7 @@ pub(super) struct Devices {
     /// One entry per hotplug region.
     pub(super) mem: Vec<MemDevice>,
     pub(super) balloon: Option<BalloonDevice>,
+    pub(super) disks: Vec<DiskDevice>,
     pub(super) serial: Arc<Serial>,
     /// Written when the serial port has room for input again.
     pub(super) serial_drained: EventFd,
@@ -65,6 +68,20 @@ pub(super) struct BalloonDevice {
     pub(super) kick: EventFd,
 }
 
+/// A virtio-blk device. Its own thread serves it.
+#[derive(Debug)]
+pub(super) struct DiskDevice {
+    /// Never locked while the medium works.
+    pub(super) device: Arc<Mutex<Block>>,
+    /// The medium.
+    pub(super) disk: Arc<Disk>,
+    /// What is counted of its requests.
+    pub(super) counters: Arc<DiskCounters>,
+    /// Written when the queue has requests, when the guest goes on, and when the VM ends. A read waits until then. A write
+    /// would wait only if none of 2^64 - 2 had been read.
+    pub(super) kick: EventFd,
+}
+
 /// A new event descriptor.
 pub(super) fn event() -> Result<EventFd, StartError> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
@@ -76,12 +93,13 @@ pub(super) fn share(event: &EventFd) -> Result<EventFd, StartError> {
 }
 
 impl Devices {
-    /// The devices of `config`. The serial port's output goes to both sinks; a vCPU does not wait for them while `stop` is
-    /// set.
+    /// The devices of `config`, whose disks are `disks`. The serial port's output goes to both sinks; a vCPU does not wait for
+    /// them while `stop` is set.
     pub(super) fn new(
         config: &Config,
         memory: &Arc<Memory>,
         state: &Arc<SharedState>,
+        disks: Vec<Disk>,
         (sink, copy): (Sink, Option<Sink>),
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
@@ -116,11 +134,14 @@ impl Devices {
             let (asks, counters) = (device.asks(), device.counters());
             balloon = Some(BalloonDevice { device: Arc::new(Mutex::new(device)), asks, counters, kick });
         }
+        let make = |(index, disk)| DiskDevice::new(index, disk, memory, state, &mut interrupts);
+        let disks = disks.into_iter().enumerate().map(make).collect::<Result<_, _>>()?;
         Ok(Self {
             control: Arc::new(Mutex::new(control)),
             control_kicks,
             mem,
             balloon,
+            disks,
             serial: Arc::new(serial),
             serial_drained,
             serial_interrupt,
@@ -132,14 +153,16 @@ impl Devices {
     pub(super) fn in_order(&self) -> Vec<Arc<Mutex<dyn RegisterDevice>>> {
         let mem = self.mem.iter().map(|mem| Arc::clone(&mem.device) as _);
         let balloon = self.balloon.iter().map(|balloon| Arc::clone(&balloon.device) as _);
-        std::iter::once(Arc::clone(&self.control) as _).chain(mem).chain(balloon).collect()
+        let disks = self.disks.iter().map(|disk| Arc::clone(&disk.device) as _);
+        std::iter::once(Arc::clone(&self.control) as _).chain(mem).chain(balloon).chain(disks).collect()
     }
 
     /// First part of a system reset, before memory is reset: no device writes to the old guest's buffers any
-    /// more. No vCPU runs, and no queue is served, so that only a call could. What others see of the guest stays.
+    /// more. No vCPU runs, and the event loop serves no queue, so that only a call and the threads of disks could. What others see of the guest stays.
     pub(super) fn disconnect(&self) {
         lock(&self.control).disconnect();
         self.balloon.iter().for_each(|balloon| lock(&balloon.device).disconnect());
+        self.disks.iter().for_each(|disk| lock(&disk.device).disconnect());
         self.serial.reset();
     }
 
@@ -169,12 +192,18 @@ impl Devices {
     pub(super) fn kick_all(&self) {
         let mem = self.mem.iter().map(|mem| &mem.kick);
         let balloon = self.balloon.iter().map(|balloon| &balloon.kick);
-        for kick in self.control_kicks.iter().chain(mem).chain(balloon) {
-            // Fails only when the counter is full. The event is pending then.
-            if let Err(error) = kick.write(1) {
-                log::debug!("event: {error}");
-            }
-        }
+        self.control_kicks.iter().chain(mem).chain(balloon).for_each(raise);
+        self.kick_disks();
+    }
+
+    /// Has the threads of all disks look at their queues, and at what is wanted of them.
+    pub(super) fn kick_disks(&self) {
+        self.disks.iter().map(|disk| &disk.kick).for_each(raise);
+    }
+
+    /// A disk that is carrying out a request.
+    pub(super) fn busy_disk(&self) -> Option<usize> {
+        self.disks.iter().position(|disk| !lock(&disk.device).is_idle())
     }
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
@@ -184,7 +213,9 @@ impl Devices {
         let last = self.mem.len() + 1;
         let queues = |balloon| (0..QUEUES).map(move |queue| (last, queue, balloon));
         let balloon = self.balloon.iter().flat_map(|balloon| queues(&balloon.kick));
-        for (device, queue, kick) in control.chain(mem).chain(balloon) {
+        let first = last + usize::from(self.balloon.is_some());
+        let disks = self.disks.iter().enumerate().map(|(index, disk)| (first + index, 0, &disk.kick));
+        for (device, queue, kick) in control.chain(mem).chain(balloon).chain(disks) {
             let address = IoEventAddress::Mmio(layout::mmio(device).0 + QUEUE_NOTIFY);
             vm.register_ioevent(kick, &address, queue as u32).map_err(kvm("register an ioeventfd"))?;
         }
@@ -199,6 +230,35 @@ impl Devices {
             register(interrupt, layout::gsi(index))?;
         }
         Ok(())
+    }
+}
+
+impl DiskDevice {
+    /// Disk `index`, whose interrupt is the next one of `interrupts`.
+    fn new(
+        index: usize,
+        disk: Disk,
+        memory: &Arc<Memory>,
+        state: &Arc<SharedState>,
+        interrupts: &mut Vec<EventFd>,
+    ) -> Result<Self, StartError> {
+        let interrupt = event()?;
+        let kick = EventFd::new(libc::EFD_CLOEXEC).map_err(host("make an eventfd"))?;
+        let shape = (disk.sectors(), disk.is_read_only());
+        let (memory, state) = (Arc::clone(memory), Arc::clone(state));
+        let device = Block::new(index, shape, memory, state, share(&interrupt)?, share(&kick)?)
+            .map_err(host("make a disk"))?;
+        interrupts.push(interrupt);
+        let counters = device.counters();
+        Ok(Self { device: Arc::new(Mutex::new(device)), disk: Arc::new(disk), counters, kick })
+    }
+}
+
+/// Raises an event.
+fn raise(event: &EventFd) {
+    // Fails only when the counter is full. The event is pending then.
+    if let Err(error) = event.write(1) {
+        log::debug!("event: {error}");
     }
 }
 
@@ -224,7 +284,7 @@ mod tests {
         let memory = Arc::new(memory);
         let state = Arc::new(SharedState::new(Instant::now(), vec![MemStatus::default(); 3]));
         let sinks = (Sink::Bytes(Box::new(std::io::sink())), None);
-        let devices = Devices::new(&config, &memory, &state, sinks, &Arc::default()).unwrap();
+        let devices = Devices::new(&config, &memory, &state, Vec::new(), sinks, &Arc::default()).unwrap();
         let rings: Vec<_> = (1..4).map(|mib| Ring::new(&memory, mib << 20)).collect();
         for (index, (device, mut ring)) in devices.mem.iter().zip(rings).enumerate() {
             let mut mem = lock(&device.device);

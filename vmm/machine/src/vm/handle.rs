@@ -25,6 +25,7 @@ use crate::snapshot::opened::Snapshot;
 use crate::state::{Changes, SharedState, State, WaitError};
 use crate::sync::lock;
 use crate::transcript::{Alarms, Heard};
+use crate::virtio::block::DiskCounts;
 use crate::virtio::control::{CallsQueueFull, MAX_UNREAD};
 use crate::virtio::mem::RequestCounts;
 
@@ -226,8 +227,9 @@ impl VmHandle {
         Nudger(Arc::clone(&self.shared.state))
     }
 
-    /// Has the guest stand still: its vCPUs leave it, and run none of its code until [`VmHandle::resume`]. Returns whether
-    /// all of them have left it; call it again a moment later if not. No limit of a wait passes meanwhile.
+    /// Has the guest stand still: its vCPUs leave it, and run none of its code until [`VmHandle::resume`]. Its disks begin no
+    /// request until then. Returns whether all vCPUs have left it and no request of a disk is under way; call it again a moment
+    /// later if not. No limit of a wait passes meanwhile.
     ///
     /// # Errors
     /// The VM is being ended, or its guest has ended.
@@ -240,22 +242,25 @@ impl VmHandle {
             return Ok(true);
         }
         let _turn = self.shared.looks.turn();
-        Ok(match self.hardware.try_lock() {
+        let parked = match self.hardware.try_lock() {
             Ok(hardware) => hardware.park(),
             Err(TryLockError::Poisoned(hardware)) => hardware.into_inner().park(),
             // A reset is made. Its vCPUs find the wish before they enter the guest.
             Err(TryLockError::WouldBlock) => false,
-        })
+        };
+        Ok(parked && self.shared.devices.busy_disk().is_none())
     }
 
     /// Lets a guest that stands still run on.
     pub fn resume(&self) {
         self.shared.pause.end();
+        self.shared.devices.kick_disks();
     }
 
     /// Lets the guest run, for good, because the VM ends.
     pub(super) fn resume_to_end(&self) {
         self.shared.pause.bar();
+        self.shared.devices.kick_disks();
     }
 
     /// The description that the VM was started with.
@@ -325,6 +330,12 @@ impl VmHandle {
     #[must_use]
     pub fn take_alarms(&self) -> Alarms {
         self.shared.devices.serial.take_alarms()
+    }
+
+    /// Requests to disks since the start, one entry per disk. Waits for no disk.
+    #[must_use]
+    pub fn disk_requests(&self) -> Vec<DiskCounts> {
+        self.shared.devices.disks.iter().map(|disk| disk.counters.read()).collect()
     }
 
     /// What each vCPU does now. The vCPUs leave the guest for a moment; one that does not within a second is

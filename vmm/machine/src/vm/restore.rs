@@ -77,7 +77,7 @@ pub(super) fn restore_devices(restored: &Restored, shared: &VmShared) -> Result<
     let (devices, state) = (&shared.devices, &restored.state);
     let refused =
         |what: &str, error: &dyn Display| restored.snapshot.contradiction(format!("{what}: {error}"));
-    let DevicesState { control, mem, balloon, serial } = &state.devices;
+    let DevicesState { control, mem, balloon, disks, serial } = &state.devices;
     lock(&devices.control).restore(control).map_err(|error| refused("the control channel", &error))?;
     for (index, (device, saved)) in devices.mem.iter().zip(mem).enumerate() {
         let restored = lock(&device.device).restore(saved);
@@ -85,6 +85,10 @@ pub(super) fn restore_devices(restored: &Restored, shared: &VmShared) -> Result<
     }
     if let (Some(device), Some(saved)) = (&devices.balloon, balloon) {
         lock(&device.device).restore(saved).map_err(|error| refused("the balloon", &error))?;
+    }
+    for (index, (device, saved)) in devices.disks.iter().zip(disks).enumerate() {
+        let restored = lock(&device.device).restore(saved);
+        restored.map_err(|error| refused(&format!("disk {index}"), &error))?;
     }
     devices.serial.restore(serial).map_err(|error| refused("the serial port", &error))?;
     shared.state.restore_guest(&state.guest);

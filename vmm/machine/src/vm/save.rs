@@ -2,6 +2,9 @@
 //!
 //! Mirrors Firecracker's `create_snapshot` (`vmm/src/persist.rs`). Differs on purpose: a guest that runs is paused and goes on after the save, and a vCPU has completed its last exit before it is saved.
 //!
+//! Disks are idle from the moment at which the guest stands still. What was written to them is brought to the disk before a lock is
+//! taken, because the guest's memory, which is saved, may no longer have it.
+//!
 //! A save holds the locks of the hardware and of all devices, in their order, from the first state to the last byte of memory.
 //! So no reset, no queue and no plug comes between. The event loop and threads that want a device wait meanwhile; signals have a
 //! thread of their own, and end a save before the next piece of memory. What a guest writes to its queues while it stands
@@ -25,6 +28,8 @@ use crate::snapshot::machine::{DevicesState, MachineState};
 use crate::snapshot::write::{SaveError, Saved};
 use crate::sync::lock;
 use crate::virtio::balloon::Balloon;
+use crate::virtio::block::Block;
+use crate::virtio::block::medium::Medium;
 use crate::virtio::control::Control;
 use crate::virtio::mem::{Mem, RegionMemory};
 
@@ -34,13 +39,14 @@ const LOOK: Duration = Duration::from_millis(1);
 /// The chips whose states a machine of KVM has.
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
-/// All devices, which do nothing while this lives. No request of a virtio-mem device is under way.
+/// All devices, which do nothing while this lives. No request of a virtio-mem device or of a disk is under way.
 struct Held<'d> {
     /// Locked before the devices.
     _backings: Vec<MutexGuard<'d, RegionMemory>>,
     control: MutexGuard<'d, Control>,
     mem: Vec<MutexGuard<'d, Mem>>,
     balloon: Option<MutexGuard<'d, Balloon>>,
+    disks: Vec<MutexGuard<'d, Block>>,
 }
 
 impl<'d> Held<'d> {
@@ -50,6 +56,7 @@ impl<'d> Held<'d> {
             control: lock(&devices.control),
             mem: devices.mem.iter().map(|mem| lock(&mem.device)).collect(),
             balloon: devices.balloon.as_ref().map(|balloon| lock(&balloon.device)),
+            disks: devices.disks.iter().map(|disk| lock(&disk.device)).collect(),
         }
     }
 
@@ -63,6 +70,7 @@ impl<'d> Held<'d> {
             mem: mem.collect::<Result<_, _>>()?,
             control: self.control.state(),
             balloon: self.balloon.as_ref().map(|balloon| balloon.state()),
+            disks: self.disks.iter().map(|disk| disk.state()).collect(),
             serial: devices.serial.state(),
         })
     }
@@ -82,7 +90,7 @@ impl VmHandle {
             return Err(SaveError::AlreadySaved(destination.path().to_owned()));
         }
         let stood_still = self.state().paused;
-        let saved = self.stand_still().and_then(|()| self.write(saver, embedder));
+        let saved = self.stand_still().and_then(|()| self.flush()).and_then(|()| self.write(saver, embedder));
         if !stood_still {
             self.resume();
         }
@@ -98,9 +106,20 @@ impl VmHandle {
         let start = clock::now();
         while !self.pause().map_err(|_| SaveError::Ended)? {
             if clock::now() - start > STOP_LIMIT {
-                return Err(SaveError::StillRunning(STOP_LIMIT));
+                return Err(match self.shared.devices.busy_disk() {
+                    Some(disk) => SaveError::DiskBusy { disk, limit: STOP_LIMIT },
+                    None => SaveError::StillRunning(STOP_LIMIT),
+                });
             }
             clock::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Brings to the disks what the guest has written to them.
+    fn flush(&self) -> Result<(), SaveError> {
+        for (index, device) in self.shared.devices.disks.iter().enumerate() {
+            device.disk.flush().map_err(|error| SaveError::Disk { disk: index, error })?;
         }
         Ok(())
     }
@@ -113,6 +132,9 @@ impl VmHandle {
         // A reset may have come before the lock of the hardware.
         if shared.resets() || shared.over.load(Ordering::Acquire) || shared.state.snapshot().ended() {
             return Err(SaveError::Ended);
+        }
+        if let Some(disk) = held.disks.iter().position(|disk| !disk.is_idle()) {
+            return Err(SaveError::DiskBusy { disk, limit: STOP_LIMIT });
         }
         let vcpus = saver.collect(STOP_LIMIT, shared.exits.len(), || shared.pause.look_up())?;
         let machine = hardware.machine().ok_or(SaveError::Ended)?;

@@ -18,6 +18,7 @@ use crate::boot::Image;
 use crate::budget::Budget;
 use crate::bus::Bus;
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::error::StartError;
 use crate::limits::LimitFiles;
 use crate::memory::Memory;
@@ -64,7 +65,7 @@ pub(super) struct VmShared {
 }
 
 impl VmShared {
-    /// A VM that does not run. `memory` was made from `config`; the serial port's output goes to `sinks`, and `saver` was
+    /// A VM that does not run. `memory` and `disks` were made from `config`; the serial port's output goes to `sinks`, and `saver` was
     /// made for [`Config::save`].
     ///
     /// # Errors
@@ -73,6 +74,7 @@ impl VmShared {
         config: Config,
         kernel: Image,
         memory: Memory,
+        disks: Vec<Disk>,
         sinks: (Sink, Option<Sink>),
         saver: Option<Saver>,
         started: Instant,
@@ -83,7 +85,7 @@ impl VmShared {
         let state = Arc::new(SharedState::new(started, mem).limited(config.timeout));
         let stop = Arc::default();
         let budget = Budget::of_process();
-        let devices = Devices::new(&config, &memory, &state, sinks, &stop)?;
+        let devices = Devices::new(&config, &memory, &state, disks, sinks, &stop)?;
         Ok(Self {
             bus: Bus::new(devices.in_order(), Arc::clone(&devices.serial), config.watch.alarms),
             reset: event()?,

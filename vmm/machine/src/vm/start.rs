@@ -10,6 +10,7 @@ use super::companion::{self, Companion};
 use super::console::clients::Clients;
 use super::console::{self, Console};
 use super::devices::{event, share};
+use super::disks;
 use super::events::{self, Sources, Subscriber};
 use super::hardware::{self, Hardware};
 use super::input::Input;
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::config::{Config, ConsoleMode, HotplugConfig};
 use crate::confine::rules::Kind;
 use crate::cpuid;
+use crate::disk::Disk;
 use crate::error::{StartError, host, kvm, no_kvm};
 use crate::memory::slots::KvmSlots;
 use crate::memory::{Memory, layout};
@@ -43,11 +45,13 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     if kernel.is_own_guest() {
         config.validate_cpus(tidevm_abi::MAX_CPUS as u8)?;
     }
+    let disks = config.disks.iter().map(Disk::open).collect::<Result<Vec<_>, _>>()?;
     let (kvm, mut cpuid) = open_kvm(&config)?;
     let sums = || sums(&kernel, initrd.as_deref());
     let restored = config.restore.as_ref().map(Snapshot::restored).transpose()?;
     if let Some(restored) = &restored {
         restored.check_machine(&config, sums())?;
+        restored.check_disks(&disks)?;
         cpuid = restored_cpuid(restored, &cpuid)?;
     }
     let saver = config.save.clone().map(|place| Saver::new(place, &kvm, sums())).transpose()?;
@@ -62,7 +66,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
         restore_memory(restored, &memory)?;
     }
     let Console { sink, copy, input, clients } = console::open(&mut config.console, &config.watch)?;
-    let shared = Arc::new(VmShared::new(config, kernel, memory, (sink, copy), saver, started)?);
+    let shared = Arc::new(VmShared::new(config, kernel, memory, disks, (sink, copy), saver, started)?);
     let clients: Option<Subscriber> =
         clients.map(|clients| Box::new(Clients::new(Arc::clone(&shared), clients)) as _);
     let mut hardware = Hardware::new((kvm, cpuid), Arc::clone(&shared), initrd);
@@ -79,7 +83,8 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     };
     let terminal = terminal.map(Arc::new);
     check_descriptors(shared.config.mmio_devices())?;
-    room_for_threads(2 + companions.len()).map_err(host("map a thread's stack"))?;
+    room_for_threads(2 + shared.config.disks.len() + companions.len())
+        .map_err(host("map a thread's stack"))?;
     // Every file is open now. What a thread gives away, the threads that it starts do not have either.
     let confinement = shared.config.confinement;
     if let Some(jail) = &shared.config.jail {
@@ -96,6 +101,8 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     let console = input.into_iter().chain(clients).collect();
     let sources = Sources { shared: Arc::clone(&shared), hardware: Arc::clone(&hardware), console };
     let events = events::start(sources)?;
+    let disks = (0..shared.config.disks.len()).map(|index| disks::start(&shared, index));
+    let disks = disks.collect::<Result<Vec<_>, _>>()?;
     shared.check_budget();
     lock(&hardware).prepare()?;
     let handle = VmHandle { shared, hardware };
@@ -108,6 +115,7 @@ pub(super) fn start(mut config: Config, companions: Vec<Companion>) -> Result<Vm
     Ok(Vm {
         handle,
         _companions: companions,
+        _disks: disks,
         _events: events,
         _signal_loop: signal_loop,
         _terminal: terminal,

@@ -18,6 +18,7 @@ use crate::memory::fake::at;
 use crate::memory::layout::HOLE_END;
 
 mod console;
+mod disk;
 mod embedder;
 mod look;
 mod pause;

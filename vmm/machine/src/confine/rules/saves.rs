@@ -28,5 +28,6 @@ pub(super) const SESSION_SAVES: &[Rule] = &[
     any(Sysno::ftruncate, "the files of the snapshot"),
     any(Sysno::pwrite64, "the files of the snapshot"),
     any(Sysno::fsync, "the files of the snapshot"),
+    any(Sysno::fdatasync, "what the guest has written to its disks"),
     any(Sysno::read, "the answer of the child that gives the snapshot its name"),
 ];

@@ -10,10 +10,12 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, park, sleep};
 use std::{env, fs, mem, ptr};
 
+use tempfile::NamedTempFile;
 use vmm_sys_util::signal::SIGRTMIN;
 
 use super::super::{Beside, Companion, Purpose, VmHandle};
 use super::{Config, Confinement, Duration, Instant, Kernel, LIMIT, Vm, kvm};
+use crate::config::DiskConfig;
 use crate::confine::FORBIDDEN;
 use crate::confine::rules::{Kind, Rule};
 use crate::snapshot::folder::Destination;
@@ -22,13 +24,14 @@ const NAME: &str = "each_thread_of_a_vm_has_the_filter_that_the_paper_says";
 const INNER: &str = "TIDEVM_TEST_THREAD";
 
 /// The rows of the table, each with a thread and the way in which it is started. A row may have several.
-const CASES: [(&str, &str, &str); 15] = [
+const CASES: [(&str, &str, &str); 16] = [
     ("`vcpu0`, `vcpu1`, ...", "vcpu0", "no resets"),
     ("`vcpu0`, `vcpu1`, ...", "vcpu1", "reboot"),
     ("`vcpu0`, `vcpu1`, ... with `--save`", "vcpu1", "saves"),
     ("`events` under `--no-reboot`, if the script has no `reset`", "events", "no resets"),
     ("`events` otherwise", "events", "reboot"),
     ("`events` otherwise", "events", "resets"),
+    ("`disk0`, `disk1`, ... with `--disk`", "disk1", "reboot"),
     ("`signals`", "signals", "reboot"),
     ("`grace`", "grace", "reboot"),
     ("main; in experiments `session`", "session", "reboot"),
@@ -65,7 +68,10 @@ fn start_threads(start: &str) {
     let folder = env::temp_dir().join(format!("tidevm-threads-{}", id()));
     // The child removes it at the end.
     let save = (start == "saves").then(|| Destination::make(&folder).unwrap());
-    let config = Config { cpus: 2, reboot, resets, confinement, save, ..kernel.config() };
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(512).unwrap();
+    let disks = vec![DiskConfig { path: image.path().to_owned(), read_only: true }; 2];
+    let config = Config { cpus: 2, disks, reboot, resets, confinement, save, ..kernel.config() };
     let starter = start == "no VM";
     let body = move || {
         let companion = |name, purpose| Companion { name, purpose, body: Box::new(serve) };
