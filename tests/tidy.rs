@@ -33,10 +33,11 @@ use source::{root, rust, words};
 const PACKAGES: &[(&str, &[&str])] = &[
     ("bench", &["tidevm-mm"]),
     ("guest/abi", &[]),
+    ("guest/firmware", &[]),
     ("guest/image", &[]),
     // Itself with its `sim` feature, for its tests.
     ("guest/mm", &["tidevm-mm"]),
-    ("guest/kernel", &["tidevm-abi", "tidevm-mm", "virtio-mem"]),
+    ("guest/kernel", &["tidevm-abi", "tidevm-firmware", "tidevm-mm", "virtio-mem"]),
     ("virtio-mem", &[]),
     ("vmm/autosize", &["tidevm-abi"]),
     ("vmm/machine", &["tidevm-abi", "tidevm-guest-image", "virtio-mem"]),
@@ -92,6 +93,7 @@ const OURS: &[&str] = &[
     "tidevm-autosize",
     "tidevm-bench",
     "tidevm-events",
+    "tidevm-firmware",
     "tidevm-fuzz",
     "tidevm-guest",
     "tidevm-guest-image",

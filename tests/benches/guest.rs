@@ -94,8 +94,9 @@ fn options(init: &str, memory: Size) -> QemuConfig {
     let kernel = env::temp_dir().join(format!("tidevm-bench-{}", std::process::id()));
     let mut options = QemuConfig::new(kernel, memory);
     options.icount = true;
-    // QEMU's memory is zero, although QEMU does not promise it.
-    options.cmdline = format!("tsc_early_khz=1000000 tidevm.zeroed=on tidevm.init={init}");
+    // As on tidevm's own machine, the command line says how many CPUs there are. QEMU's memory is zero, although QEMU does
+    // not promise it.
+    options.cmdline = format!("nr_cpus=1 tsc_early_khz=1000000 tidevm.zeroed=on tidevm.init={init}");
     options
 }
 

@@ -71,8 +71,8 @@ pub fn workspace_root() -> &'static Path {
 }
 
 /// The folders and files, relative to [`workspace_root`], from which the image is built.
-pub const SOURCES: [&str; 6] =
-    ["Cargo.toml", "Cargo.lock", "guest/abi", "guest/kernel", "guest/mm", "virtio-mem"];
+pub const SOURCES: [&str; 7] =
+    ["Cargo.toml", "Cargo.lock", "guest/abi", "guest/firmware", "guest/kernel", "guest/mm", "virtio-mem"];
 
 /// Builds the guest kernel below `target_dir`, which must not be the caller's target folder, and checks it.
 /// Returns the path of the ELF file.

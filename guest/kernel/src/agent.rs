@@ -22,7 +22,7 @@ use self::pages::SystemPages;
 use self::pmem::pages::DevicePages;
 use self::walk::{PageSet, Task};
 use self::workload::Workload;
-use crate::cpu::panic;
+use crate::cpu::power;
 use crate::mailbox::Requester;
 use crate::mem::{MM, mappings, platform, stacks, stamps};
 use crate::virtio::mem::{faults, rebind};
@@ -76,7 +76,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
         Op::Rebind { device } => rebind::ask(device, requester).map(job_answers),
         Op::Pmem(op) => pmem::carry_out(op, requester),
         Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
-        Op::PowerOff => panic::power_off(),
+        Op::PowerOff => power::off(),
     }
 }
 

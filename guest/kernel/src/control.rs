@@ -29,7 +29,7 @@ impl<T: Transport> Control<T> {
     /// Sets up the device; `None` when the device refuses. The job that is returned delivers all reports from
     /// now on, those that already wait among them.
     pub fn new(mut device: Device<T>) -> Option<Box<Self>> {
-        device.negotiate(FEATURES)?;
+        device.negotiate(FEATURES).ok()?;
         let inbox = Inbox::new(&mut device.transport, RECEIVE).ok()?;
         let outbox = Outbox::new(&mut device.transport, TRANSMIT).ok()?;
         device.transport.finish_init();

@@ -4,9 +4,12 @@
 //! after [`init`]. The kernel never leaves ring 0, so there is no `swapgs`.
 #![expect(unsafe_code, reason = "loads descriptor tables and executes privileged instructions")]
 
+pub mod idt;
 pub mod ioapic;
 pub mod lapic;
+pub mod msi;
 pub mod panic;
+pub mod power;
 pub mod smp;
 pub mod stack;
 pub mod time;
@@ -134,8 +137,8 @@ pub fn area(index: usize) -> &'static PerCpu {
 
 /// Writes a byte to an I/O port.
 pub fn port_write(port: u16, value: u8) {
-    // SAFETY: the ports written are those of serial port, timer, exit device, interrupt masks and keyboard controller;
-    // no write changes memory.
+    // SAFETY: the ports written are those of serial port, timer, exit device, interrupt masks and keyboard controller, and
+    // ACPI's for the machine's end; no write changes memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 

@@ -25,22 +25,23 @@ use tidevm_abi::judge::{FromGuest, ToGuest, Verdict};
 
 use self::answer::Stop;
 use self::line::Talk;
-use self::memory::Span;
 use self::registers::Registers;
 use self::rig::Rig;
 use crate::boot::cmdline::CommandLine;
 use crate::cpu;
 use crate::cpu::ioapic::{Line, Trigger};
+use crate::mem::span::Span;
+use crate::virtio::source::Source;
 
 /// Judges the first virtio-mem device, a row at a time, as long as the host asks. Does not return.
 pub fn run(command_line: &CommandLine) -> ! {
     let Some(talk) = Talk::new() else { cpu::halt() };
-    let Some((registers, line)) = find(command_line) else {
+    let Some((registers, source)) = find(command_line) else {
         talk.say(FromGuest::Unable("there is no virtio-mem device, on virtio-mmio or on PCI"));
         cpu::halt();
     };
     let transport = registers.transport();
-    let mut rig = Rig::new(registers, line, talk);
+    let mut rig = Rig::new(registers, source, talk);
     rig.talk.say(FromGuest::Ready(transport));
     loop {
         let asked = rig.talk.next();
@@ -52,12 +53,12 @@ pub fn run(command_line: &CommandLine) -> ! {
 }
 
 /// The device to judge: the first one on virtio-mmio, or else on PCI.
-fn find(command_line: &CommandLine) -> Option<(Registers, Option<Line>)> {
+fn find(command_line: &CommandLine) -> Option<(Registers, Option<Source>)> {
     for place in command_line.devices.iter().flatten() {
         let span = Span::registers(place.address, place.size).ok()?;
         let registers = Registers::Mmio(span);
         if registers.is_mem() {
-            return Some((registers, Line::route(place.irq, Trigger::Edge)));
+            return Some((registers, Line::route(place.irq, Trigger::Edge).map(Source::Line)));
         }
     }
     command_line.pci.then(pci::find).flatten()

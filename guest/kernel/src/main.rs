@@ -27,6 +27,7 @@ use tidevm_mm::{InitPolicy, Memblock, MemoryContent};
 use virtio_drivers::transport::{DeviceType, Transport};
 
 use crate::agent::{pmem, workload};
+use crate::boot::acpi::{self, Entry};
 use crate::boot::cmdline::CommandLine;
 use crate::boot::memory_map::{self, EarlyTables};
 use crate::boot::numa::Numa;
@@ -34,7 +35,7 @@ use crate::boot::percpu_buf;
 use crate::boot::pvh::BootInfo;
 use crate::console::println;
 use crate::control::Control;
-use crate::cpu::{ioapic, lapic, smp, stack, time, trap};
+use crate::cpu::{ioapic, lapic, power, smp, stack, time, trap};
 use crate::mem::{MM, copy, deferred, heap, paging, stamps};
 use crate::virtio::balloon::BalloonDriver;
 use crate::virtio::mem::MemDriver;
@@ -84,15 +85,26 @@ extern "C" fn kernel_start(start_info: u64) -> ! {
     job::run()
 }
 
-/// Protects the kernel's image, sets up interrupts, and finds CPUs and nodes. Returns the number of CPUs to
-/// run.
+/// Protects the kernel's image, sets up interrupts, and finds CPUs, nodes, PCI's buses and the registers that end the
+/// machine. Returns the number of CPUs to run.
 fn find_hardware(info: &BootInfo, command_line: &CommandLine, memblock: &mut Memblock) -> usize {
     let tables = &mut EarlyTables(memblock);
     paging::protect_kernel(stack::boot_guards(), tables).expect("no memory for the kernel's page tables");
     lapic::init(tables).and_then(|()| ioapic::init(tables)).expect("no memory for the APICs' page tables");
     trap::init();
+    // A VMM that gives neither the address of ACPI's tables nor the number of CPUs has tables that are to be found.
+    let rsdp = info.rsdp().or_else(|| if command_line.nr_cpus.is_none() { acpi::find_root() } else { None });
     let mut numa = Numa::known();
-    let nr_cpus = smp::find_cpus(info.rsdp(), command_line.nr_cpus, tables, &mut numa);
+    let mut ends = None;
+    let nr_cpus = smp::find_cpus(rsdp, command_line.nr_cpus, tables, |entry| match entry {
+        Entry::Buses(range) => pci::buses().may_be(range),
+        Entry::RootBuses(roots) => pci::buses().set_roots(roots),
+        Entry::Power(fadt, sleep_type) => ends = Some((fadt, sleep_type)),
+        about_nodes => numa.note(about_nodes),
+    });
+    if let Some((fadt, sleep_type)) = ends {
+        power::found(&fadt, sleep_type, tables);
+    }
     numa.settle(&command_line.numa, memblock, nr_cpus);
     nr_cpus
 }

@@ -8,6 +8,7 @@ pub mod lending;
 pub mod mappings;
 pub mod paging;
 pub mod platform;
+pub mod span;
 pub mod stacks;
 pub mod stamps;
 

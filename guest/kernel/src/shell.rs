@@ -25,6 +25,7 @@ use self::notices::Notices;
 use crate::agent::{self, blocks, pmem};
 use crate::console::{self, print, println};
 use crate::cpu::ioapic::Line;
+use crate::cpu::power;
 use crate::job::{self, Job, Progress};
 use crate::mailbox::{self, Requester};
 use crate::procfs;
@@ -46,6 +47,7 @@ const OWN_COMMANDS: &[OwnCommand] = &[
     OwnCommand { word: "help", about: "list the commands", run: help },
     OwnCommand { word: "meminfo", about: "memory, as in Linux's /proc/meminfo", run: procfs::meminfo },
     OwnCommand { word: "zoneinfo", about: "zones, as in Linux's /proc/zoneinfo", run: procfs::zoneinfo },
+    OwnCommand { word: "reboot", about: "have the machine start again", run: || power::reset() },
     OwnCommand {
         word: "poweroff",
         about: "end the machine",

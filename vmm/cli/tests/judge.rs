@@ -1,4 +1,5 @@
-//! `tidevm judge` on tidevm, on QEMU, on programs that are none, and on a Firecracker that is tidevm's own API.
+//! `tidevm judge` on tidevm, on QEMU, on Cloud Hypervisor where this host has it, on programs that are none,
+//! and on a Firecracker that is tidevm's own API.
 //!
 //! A test that this host cannot run says `SKIP` and why, and counts as ignored. Each VMM is judged once, and the tests look at
 //! what was found.
@@ -17,7 +18,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use page::{Judged, List};
 use serde_json::Value;
-use tidevm_judge::subject::{Firecracker, Program, Qemu, Subject, Tidevm};
+use tidevm_judge::subject::{CloudHypervisor, Firecracker, Program, Qemu, Subject, Tidevm};
 use tidevm_judge::{Level, Limits, Outcome, Verdict, judge, rows};
 use tidevm_machine::GUEST_IMAGE;
 
@@ -27,7 +28,8 @@ enum Needs {
     Nothing,
     Kvm,
     Qemu,
-    Both,
+    KvmAndQemu,
+    KvmAndCloudHypervisor,
 }
 
 const TESTS: &[(&str, Needs, fn())] = &[
@@ -38,7 +40,8 @@ const TESTS: &[(&str, Needs, fn())] = &[
     ("the_program_tells_the_verdicts_to_programs", Needs::Kvm, the_program_tells_the_verdicts_to_programs),
     ("firecrackers_api_is_driven", Needs::Kvm, firecrackers_api_is_driven),
     ("qemu_is_judged", Needs::Qemu, qemu_is_judged),
-    ("the_page_says_what_was_found", Needs::Both, the_page_says_what_was_found),
+    ("cloud_hypervisor_is_judged", Needs::KvmAndCloudHypervisor, cloud_hypervisor_is_judged),
+    ("the_page_says_what_was_found", Needs::KvmAndQemu, the_page_says_what_was_found),
 ];
 
 fn main() -> ExitCode {
@@ -47,13 +50,16 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(1);
     let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let no_kvm = device.err().map(|error| format!("/dev/kvm cannot be used: {error}"));
-    let no_qemu = qemu().version().err().map(|error| error.to_string());
+    let no_program = |program: &mut dyn Subject| program.version().err().map(|error| error.to_string());
+    let no_qemu = no_program(&mut qemu());
+    let no_cloud_hypervisor = no_program(&mut Program::new(CloudHypervisor, None, GUEST_IMAGE));
     let trial = |&(name, needs, test): &(&'static str, Needs, fn())| {
         let missing = match needs {
             Needs::Nothing => None,
             Needs::Kvm => no_kvm.clone(),
             Needs::Qemu => no_qemu.clone(),
-            Needs::Both => no_kvm.clone().or_else(|| no_qemu.clone()),
+            Needs::KvmAndQemu => no_kvm.clone().or_else(|| no_qemu.clone()),
+            Needs::KvmAndCloudHypervisor => no_kvm.clone().or_else(|| no_cloud_hypervisor.clone()),
         };
         if let Some(reason) = missing.as_deref().filter(|_| !arguments.list) {
             eprintln!("SKIP {name}: {reason}");
@@ -131,7 +137,16 @@ fn tidevm_keeps_to_every_rule() {
 
 /// QEMU breaks a few rules. Which ones is on the page; here it is only asked that it is judged to the end.
 fn qemu_is_judged() {
-    let outcomes = of_qemu();
+    assert_judged(of_qemu());
+}
+
+/// As for QEMU: which rules Cloud Hypervisor breaks is in docs/judge.md.
+fn cloud_hypervisor_is_judged() {
+    assert_judged(&all_of(&mut Program::new(CloudHypervisor, None, GUEST_IMAGE), Limits::default()));
+}
+
+/// Fails unless the device was judged to the end, and keeps to most rules.
+fn assert_judged(outcomes: &[Outcome]) {
     assert_told(outcomes);
     assert!(outcomes.iter().all(|one| one.verdict != Verdict::Wedged), "{outcomes:#?}");
     let passed = outcomes.iter().filter(|one| one.verdict == Verdict::Pass).count();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tidevm_abi::Size;
 use tidevm_abi::cmdline::JUDGE;
 
-use child::{Child, Folder};
+use child::{Child, Folder, Input};
 
 mod child;
 mod cloud_hypervisor;
@@ -124,6 +124,9 @@ pub trait Vmm {
     /// Begins the first line that it prints at `--version`.
     const VERSION: &'static str;
 
+    /// What its serial line is read from.
+    const INPUT: Input = Input::Pipe;
+
     /// Adds the arguments that start a machine with the `kernel`, whose files may be in `folder`.
     fn arguments(&self, command: &mut Command, folder: &Path, kernel: &Path);
 
@@ -169,7 +172,7 @@ impl<V: Vmm> Program<V> {
         std::fs::write(&kernel, self.image)?;
         let mut command = Command::new(&self.binary);
         self.vmm.arguments(&mut command, folder.path(), &kernel);
-        let child = Child::spawn(&mut command, &folder.path().join("complaints"))?;
+        let child = Child::spawn(&mut command, V::INPUT, &folder.path().join("complaints"))?;
         self.running = Some(Running { child, api: None, folder });
         Ok(())
     }

@@ -7,6 +7,7 @@
 //!
 //! Invariant: dropping a machine kills its QEMU and removes its files.
 
+mod program;
 pub mod qmp;
 
 use std::env;
@@ -24,39 +25,14 @@ use serde_json::{Value, json};
 use tidevm_abi::{EXIT_PORT, Size};
 
 use crate::console::Console;
+use program::QEMU;
+pub use program::{has_property, missing};
 use qmp::Qmp;
-
-const QEMU: &str = "qemu-system-x86_64";
 
 const MICROVM: &str = "microvm,acpi=off,pit=off,pic=off,rtc=off,auto-kernel-cmdline=off";
 
-/// The first version whose virtio-mem device has the feature that unplugged memory is inaccessible.
-const OLDEST: (u32, u32) = (7, 0);
-
 /// Pause between two polls of a state that QEMU does not report.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// Why this host cannot run a machine, or `None`.
-pub fn missing() -> Option<String> {
-    match Command::new(QEMU).arg("--version").output() {
-        Ok(output) => too_old(&String::from_utf8_lossy(&output.stdout)),
-        Err(error) => Some(format!("{QEMU} cannot be run: {error} (Debian's package is qemu-system-x86)")),
-    }
-}
-
-/// Why the QEMU that prints `text` about its version is too old, or `None`.
-fn too_old(text: &str) -> Option<String> {
-    let version = text.split_whitespace().skip_while(|&word| word != "version").nth(1).unwrap_or_default();
-    let mut numbers = version.split('.').map(str::parse::<u32>);
-    let (major, minor) = OLDEST;
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(has_major)), Some(Ok(has_minor))) if (has_major, has_minor) >= OLDEST => None,
-        (Some(Ok(_)), Some(Ok(_))) => {
-            Some(format!("{QEMU} has version {version}; version {major}.{minor} is needed"))
-        }
-        _ => Some(format!("{QEMU} does not tell its version; version {major}.{minor} is needed")),
-    }
-}
 
 /// The properties of a machine.
 #[derive(Clone, Debug)]
@@ -80,6 +56,8 @@ pub struct QemuConfig {
     /// Whether to count instructions, for [`QemuMachine::instructions`]. CPUs then take turns, and the machine is
     /// several times slower.
     pub icount: bool,
+    /// Whether the guest can end the machine by the port [`EXIT_PORT`].
+    pub exit_port: bool,
     /// The longest wait for one event: for the guest to be ready, for an answer, for a size.
     pub limit: Duration,
     /// Further arguments of QEMU.
@@ -114,6 +92,7 @@ impl QemuConfig {
             microvm: false,
             cpu_features: Vec::new(),
             icount: false,
+            exit_port: true,
             limit: Duration::from_secs(120),
             extra: Vec::new(),
         }
@@ -128,11 +107,13 @@ impl QemuConfig {
         qemu.args(["-accel", "tcg", "-cpu", &cpu.join(","), "-smp", &self.cpus.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")])
             .args(["-qmp", &format!("unix:{}", socket.display())])
             .args(["-append", &self.cmdline])
             .arg("-kernel")
             .arg(&self.kernel);
+        if self.exit_port {
+            qemu.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")]);
+        }
         if let Some(initrd) = &self.initrd {
             qemu.arg("-initrd").arg(initrd);
         }
@@ -292,6 +273,11 @@ impl QemuMachine {
         self.console.text()
     }
 
+    /// What QEMU has written to its standard error: complaints, and what `-trace` asks for.
+    pub fn complaints(&self) -> String {
+        self.process.complaints()
+    }
+
     /// Sends the guest a command and returns its answer, see [`Console::command`].
     ///
     /// # Errors
@@ -361,11 +347,24 @@ impl QemuMachine {
     /// # Errors
     /// See [`QemuMachine::wait_exit`].
     pub fn power_off(&mut self) -> Result<ExitStatus, String> {
-        self.console.send("poweroff").map_err(|error| self.explain(&error))?;
+        self.end_by("poweroff")
+    }
+
+    /// Tells the guest to reset the machine, and waits for the end of QEMU, which takes a reset for its end. The guest does
+    /// not answer this command.
+    ///
+    /// # Errors
+    /// See [`QemuMachine::wait_exit`].
+    pub fn reboot(&mut self) -> Result<ExitStatus, String> {
+        self.end_by("reboot")
+    }
+
+    fn end_by(&mut self, line: &str) -> Result<ExitStatus, String> {
+        self.console.send(line).map_err(|error| self.explain(&error))?;
         self.wait_exit()
     }
 
-    /// Waits until the guest has ended the machine. After a power-off by ACPI the status is 0. The start of this file
+    /// Waits until the guest has ended the machine. After a power-off by ACPI, or a reset, the status is 0. The start of this file
     /// explains the others.
     ///
     /// # Errors
@@ -388,19 +387,5 @@ impl QemuMachine {
     fn explain(&self, error: &str) -> String {
         let (complaints, last) = (self.process.complaints(), self.console.last_lines());
         format!("{error}\nQEMU's complaints:\n{complaints}\nthe console's last lines:\n{last}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::too_old;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        assert_eq!(too_old("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"), None);
-        assert_eq!(too_old("QEMU emulator version 10.0.0\n"), None);
-        let old = too_old("QEMU emulator version 6.2.0\n").unwrap();
-        assert_eq!(old, "qemu-system-x86_64 has version 6.2.0; version 7.0 is needed");
-        assert!(too_old("").is_some());
     }
 }

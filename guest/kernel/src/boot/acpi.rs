@@ -1,40 +1,31 @@
-//! ACPI's tables (ACPI 6.5, section 5.2): CPUs from the MADT, nodes from SRAT and SLIT.
+//! ACPI's tables (ACPI 6.5, section 5.2): CPUs from the MADT, nodes from SRAT and SLIT, PCI's buses from the MCFG and from
+//! the names of host bridges, and the registers that end the machine from the FADT.
 //!
-//! Mirrors Linux `acpi_boot_init` and `acpi_numa_init`. QEMU describes all its machines by these tables.
-//! tidevm's VMM gives the number of CPUs on the command line, and tables only when there are nodes.
+//! Mirrors Linux `acpi_boot_init`, `acpi_numa_init` and `acpi_find_root_pointer`. `tidevm_firmware` has the parsers. QEMU,
+//! Firecracker and Cloud Hypervisor describe all their machines by these tables. tidevm's VMM gives the number of CPUs on
+//! the command line, and tables only when there are nodes.
 #![expect(unsafe_code, reason = "maps firmware's tables where they say they are")]
 
 use core::cell::RefCell;
+use core::ops::{Range, RangeInclusive};
 use core::ptr::NonNull;
 use core::slice;
 
 use ::acpi::madt::Madt;
+use ::acpi::mcfg::Mcfg;
 use ::acpi::sdt::{SdtHeader, Signature};
-use ::acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
+use ::acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, AmlTable, PhysicalMapping};
+use tidevm_firmware::{self as firmware, Affinity, BIOS_AREA, BusSet, EBDA_SEGMENT, Fadt};
 
-use crate::mem::paging::{TableSource, map_firmware};
+use crate::mem::paging::{TableSource, map_firmware, phys_to_virt};
 
-/// One entry of the tables.
-#[derive(Clone, Copy, Debug)]
+/// One thing that the tables say.
+#[derive(Clone, Debug)]
 pub enum Entry<'t> {
     /// A CPU exists, with this local APIC id.
     Cpu(u32),
-    /// The CPU with this local APIC id is in a proximity domain.
-    CpuAffinity {
-        /// The id.
-        apic_id: u32,
-        /// The domain.
-        domain: u32,
-    },
-    /// Memory, present or hot-pluggable, is in a proximity domain.
-    MemoryAffinity {
-        /// Address of its first byte.
-        start: u64,
-        /// Size in bytes.
-        size: u64,
-        /// The domain.
-        domain: u32,
-    },
+    /// A CPU or memory is in a proximity domain.
+    Affinity(Affinity),
     /// Distances between all proximity domains, as a matrix; comes after all affinities.
     Distances {
         /// Rows, and columns.
@@ -42,6 +33,12 @@ pub enum Entry<'t> {
         /// Row by row.
         matrix: &'t [u8],
     },
+    /// There may be these buses on PCI, beside those of other such entries.
+    Buses(RangeInclusive<u8>),
+    /// These are all root buses on PCI.
+    RootBuses(BusSet),
+    /// The registers that end the machine, and the sleep type of the power-off.
+    Power(Fadt, Option<u8>),
 }
 
 /// Maps tables for good.
@@ -58,6 +55,16 @@ impl AcpiHandler for Windows<'_, '_> {
     }
 
     fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
+}
+
+impl Windows<'_, '_> {
+    /// The bytes of a definition block.
+    fn bytes(&self, block: &AmlTable) -> &'static [u8] {
+        // SAFETY: the library has found a header that gives the block this place and length.
+        let mapping = unsafe { self.map_physical_region::<u8>(block.address, block.length as usize) };
+        // SAFETY: the bytes were just mapped, whole and for good, and nothing writes to them.
+        unsafe { slice::from_raw_parts(mapping.virtual_start().as_ptr(), mapping.region_length()) }
+    }
 }
 
 /// The affinities of CPUs and memory: a header, 12 reserved bytes, and a list.
@@ -92,6 +99,33 @@ unsafe impl AcpiTable for Slit {
     }
 }
 
+/// The FADT: a header, and what `tidevm_firmware` reads.
+#[repr(C, packed)]
+struct FixedTable {
+    header: SdtHeader,
+}
+
+// SAFETY: as for SRAT.
+unsafe impl AcpiTable for FixedTable {
+    const SIGNATURE: Signature = Signature::FADT;
+
+    fn header(&self) -> &SdtHeader {
+        &self.header
+    }
+}
+
+/// Looks for the root pointer where firmware has it. For boot structures that do not name its address, as Firecracker's.
+pub fn find_root() -> Option<u64> {
+    let bytes = |range: Range<u64>| {
+        // SAFETY: the start-up page tables map the first GiB, whatever is there. Below 1 MiB there is nothing of Rust's: boot
+        // keeps it out of the allocator, and nothing is written there before CPUs are started.
+        unsafe { slice::from_raw_parts(phys_to_virt(range.start), (range.end - range.start) as usize) }
+    };
+    let segment = bytes(EBDA_SEGMENT..EBDA_SEGMENT + 2).try_into().map_or(0, u16::from_le_bytes);
+    let mut areas = firmware::ebda(segment).into_iter().chain([BIOS_AREA]);
+    areas.find_map(|area| Some(area.start + firmware::find_root(bytes(area))? as u64))
+}
+
 /// Calls `found` with every entry; CPUs that are not enabled are left out. `rsdp` is the physical address of
 /// ACPI's root pointer.
 ///
@@ -103,16 +137,32 @@ pub fn each_entry(
     mut found: impl FnMut(Entry<'_>),
 ) -> Result<(), AcpiError> {
     let tables = RefCell::new(tables);
-    // SAFETY: the boot ABI names the address as that of the root pointer, and `Windows` maps all tables that
-    // the library reads.
-    let tables = unsafe { AcpiTables::from_rsdp(Windows(&tables), rsdp as usize)? };
-    each_in_list(after_header(&tables.find_table::<Madt>()?), &mut |entry| cpu(entry, &mut found));
+    let windows = Windows(&tables);
+    // SAFETY: the boot ABI names the address as that of the root pointer, or a root pointer was found there. `Windows` maps
+    // all tables that the library reads.
+    let tables = unsafe { AcpiTables::from_rsdp(windows.clone(), rsdp as usize)? };
+    firmware::cpus(after_header(&tables.find_table::<Madt>()?)).for_each(|id| found(Entry::Cpu(id)));
     if let Ok(srat) = tables.find_table::<Srat>() {
-        each_in_list(after_header(&srat), &mut |entry| affinity(entry, &mut found));
+        firmware::affinities(after_header(&srat)).for_each(|affinity| found(Entry::Affinity(affinity)));
         if let Ok(slit) = tables.find_table::<Slit>() {
             let domains = u64::from_le_bytes(slit.domains) as usize;
             found(Entry::Distances { domains, matrix: after_header(&slit) });
         }
+    }
+    if let Ok(mcfg) = tables.find_table::<Mcfg>() {
+        firmware::bus_ranges(after_header(&mcfg)).for_each(|range| found(Entry::Buses(range)));
+    }
+    let definitions = || tables.dsdt().into_iter().chain(tables.ssdts()).map(|block| windows.bytes(&block));
+    if let Ok(fadt) = tables.find_table::<FixedTable>() {
+        let sleep_type = definitions().find_map(firmware::sleep_type);
+        found(Entry::Power(Fadt::parse(after_header(&fadt)), sleep_type));
+    }
+    let mut roots = Some(BusSet::NONE);
+    for more in definitions().map(firmware::root_buses) {
+        roots = roots.zip(more).map(|(roots, more)| roots.with(more));
+    }
+    if let Some(roots) = roots.filter(|&roots| roots != BusSet::NONE) {
+        found(Entry::RootBuses(roots));
     }
     Ok(())
 }
@@ -123,59 +173,4 @@ fn after_header<'m, T: AcpiTable>(table: &'m PhysicalMapping<Windows<'_, '_>, T>
     // SAFETY: the library mapped the whole table, for good, and checked its checksum.
     let bytes = unsafe { slice::from_raw_parts(start.as_ptr(), table.region_length()) };
     bytes.get(size_of::<T>()..).unwrap_or_default()
-}
-
-/// Calls `found` with every entry of a list. An entry begins with its kind and its length. The list ends at
-/// an entry that does not fit: the lengths come from firmware, and the library's own walk trusts them.
-fn each_in_list(mut list: &[u8], found: &mut dyn FnMut(&[u8])) {
-    while let &[_, length, ..] = list {
-        let Some((entry, rest)) = list.split_at_checked(usize::from(length).max(2)) else { return };
-        found(entry);
-        list = rest;
-    }
-}
-
-fn word(bytes: &[u8; 4]) -> u32 {
-    u32::from_le_bytes(*bytes)
-}
-
-const ENABLED: u32 = 1;
-
-/// An entry of the MADT.
-fn cpu(entry: &[u8], found: &mut dyn FnMut(Entry<'_>)) {
-    const LOCAL_APIC: u8 = 0;
-    const LOCAL_X2APIC: u8 = 9;
-    match *entry {
-        [LOCAL_APIC, _, _, id, a, b, c, d, ..] if word(&[a, b, c, d]) & ENABLED != 0 => {
-            found(Entry::Cpu(id.into()));
-        }
-        [LOCAL_X2APIC, _, _, _, i, j, k, l, a, b, c, d, ..] if word(&[a, b, c, d]) & ENABLED != 0 => {
-            found(Entry::Cpu(word(&[i, j, k, l])));
-        }
-        _ => {}
-    }
-}
-
-/// An entry of the SRAT. Hot-pluggable memory is passed on like all other: it is not in the memory map yet.
-fn affinity(entry: &[u8], found: &mut dyn FnMut(Entry<'_>)) {
-    const LOCAL_APIC: u8 = 0;
-    const MEMORY: u8 = 1;
-    const LOCAL_X2APIC: u8 = 2;
-    let at =
-        |offset: usize| entry.get(offset..offset + 4).and_then(|word| word.try_into().ok()).map_or(0, word);
-    let long = |offset: usize| u64::from(at(offset)) | u64::from(at(offset + 4)) << 32;
-    match entry {
-        // The domain's lowest byte and its upper three bytes are apart.
-        [LOCAL_APIC, _, low, id, ..] if at(4) & ENABLED != 0 => {
-            let domain = at(8) & !0xff | u32::from(*low);
-            found(Entry::CpuAffinity { apic_id: (*id).into(), domain });
-        }
-        [LOCAL_X2APIC, ..] if at(12) & ENABLED != 0 => {
-            found(Entry::CpuAffinity { apic_id: at(8), domain: at(4) });
-        }
-        [MEMORY, ..] if at(28) & ENABLED != 0 => {
-            found(Entry::MemoryAffinity { start: long(8), size: long(16), domain: at(2) });
-        }
-        _ => {}
-    }
 }

@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
 use spin::{Mutex, MutexGuard};
+use tidevm_firmware::Affinity;
 use tidevm_mm::{MAX_NODES, Memblock, NodeId, PhysAddr, PhysRange, SECTION_SIZE};
 
 use crate::boot::acpi::Entry;
@@ -80,14 +81,13 @@ impl Numa {
     /// Records one entry of ACPI's tables.
     pub fn note(&mut self, entry: Entry<'_>) {
         match entry {
-            Entry::Cpu(_) => {}
-            Entry::CpuAffinity { apic_id, domain } => {
+            Entry::Affinity(Affinity::Cpu { apic_id, domain }) => {
                 self.note_domain(domain);
                 if let Some(entry) = self.cpus.get_mut(apic_id as usize) {
                     *entry = Some(domain);
                 }
             }
-            Entry::MemoryAffinity { start, size, domain } => {
+            Entry::Affinity(Affinity::Memory { start, size, domain }) => {
                 // The guest uses no memory above MAX_PHYS_ADDR.
                 let end = start.saturating_add(size).min(tidevm_abi::MAX_PHYS_ADDR);
                 if start < end {
@@ -104,6 +104,7 @@ impl Numa {
                     }
                 }
             }
+            Entry::Cpu(_) | Entry::Buses(_) | Entry::RootBuses(_) | Entry::Power(..) => {}
         }
     }
 

@@ -1,6 +1,6 @@
-//! The end of the guest: by a panic or an exception, with a panic text on the serial port, or by a power-off.
+//! The end of the guest by a panic or an exception, with a panic text on the serial port.
 //!
-//! Takes the place of Linux `panic` and `machine_power_off`. Nothing here takes a lock or allocates.
+//! Takes the place of Linux `panic`. Nothing here takes a lock or allocates.
 
 use core::fmt;
 use core::panic::Location;
@@ -34,13 +34,6 @@ pub fn die(code: ExitCode, reason: fmt::Arguments<'_>) -> ! {
 #[track_caller]
 pub fn out_of_memory(reason: fmt::Arguments<'_>) -> ! {
     die(ExitCode::OutOfMemory, format_args!("{reason} ({})", Location::caller()))
-}
-
-/// Ends the guest as it was asked to: writes [`ExitCode::PowerOff`].
-pub fn power_off() -> ! {
-    port_write(EXIT_PORT, ExitCode::PowerOff as u8);
-    print_in_panic(format_args!("the machine does not end; it is halted\n"));
-    cpu::halt()
 }
 
 #[cfg(target_os = "none")]

@@ -13,7 +13,6 @@ use arrayvec::ArrayVec;
 
 use crate::boot::acpi;
 use crate::boot::acpi::Entry;
-use crate::boot::numa::Numa;
 use crate::console::println;
 use crate::cpu::stack::{self, Stack};
 use crate::cpu::{self, lapic, tlb, trap, wait};
@@ -31,12 +30,12 @@ const BROADCAST: u8 = 0xff;
 /// Records the local APIC ids of the CPUs, and returns the number of CPUs to run. With ACPI's root pointer
 /// `rsdp` they are the CPUs that ACPI lists, at most `nr_cpus` of them; otherwise `nr_cpus` CPUs with ids
 /// from 0. The boot CPU, which runs this, has index 0. CPUs that cannot be used are left out, with a line for
-/// people. `numa` records what ACPI says of nodes.
+/// people. `other` is called with what ACPI says beside CPUs.
 pub fn find_cpus(
     rsdp: Option<u64>,
     nr_cpus: Option<usize>,
     tables: &mut dyn TableSource,
-    numa: &mut Numa,
+    mut other: impl FnMut(Entry<'_>),
 ) -> usize {
     let most = nr_cpus.unwrap_or(cpu::MAX_CPUS).min(cpu::MAX_CPUS);
     let boot_cpu = (__cpuid(1).ebx >> 24) as u8;
@@ -53,7 +52,7 @@ pub fn find_cpus(
         Some(rsdp) => {
             let entry = |entry: Entry<'_>| match entry {
                 Entry::Cpu(id) => found(id),
-                about_nodes => numa.note(about_nodes),
+                entry => other(entry),
             };
             if let Err(error) = acpi::each_entry(rsdp, tables, entry) {
                 println!("ACPI lists no CPUs: {error:?}");

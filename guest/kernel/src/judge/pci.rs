@@ -5,12 +5,13 @@
 
 use alloc::vec::Vec;
 
-use virtio_drivers::transport::pci::bus::{DeviceFunction, PCI_CAP_ID_VNDR, PciRoot};
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PCI_CAP_ID_VNDR, PciRoot};
 
-use super::memory::Span;
 use super::registers::{PciParts, Registers};
-use crate::cpu::ioapic::Line;
-use crate::virtio::pci::{self, Ports};
+use crate::mem::span::Span;
+use crate::virtio::pci;
+use crate::virtio::ports::Ports;
+use crate::virtio::source::Source;
 
 /// Types of structures.
 const COMMON: u8 = 1;
@@ -18,17 +19,13 @@ const NOTIFY: u8 = 2;
 const ISR: u8 = 3;
 const DEVICE: u8 = 4;
 
-/// PCI's configuration register with the interrupt pin, in its second byte; 0 is none.
-const INTERRUPT: u8 = 0x3c;
-
-/// The first virtio-mem device on PCI, and its interrupts if it has a pin for them.
-pub fn find() -> Option<(Registers, Option<Line>)> {
+/// The first virtio-mem device on PCI, and its interrupts if it has any.
+pub fn find() -> Option<(Registers, Option<Source>)> {
     let mut found = None;
     pci::each_mem_function(|root, function| {
         if found.is_none() {
-            let [_, pin, ..] = pci::read(function, INTERRUPT).to_le_bytes();
-            let line = (pin != 0).then(|| pci::line_of(function));
-            found = parts(root, function).map(|parts| (Registers::Pci(parts), line));
+            let registers = parts(root, function).map(Registers::Pci);
+            found = registers.map(|registers| (registers, pci::source_of(root, function)));
         }
     });
     found
@@ -41,7 +38,7 @@ fn parts(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<PciParts
     let places: Vec<_> =
         capabilities.map(|capability| (capability.offset, (capability.private_header >> 8) as u8)).collect();
     for (place, kind) in places {
-        let word = |offset| pci::read(function, place + offset);
+        let word = |offset| Ports.read_word(function, place + offset);
         let Some(slot) = spans.get_mut(usize::from(kind)).filter(|slot| slot.is_none()) else { continue };
         let bar = root.bar_info(function, word(4) as u8).ok().flatten();
         let Some((base, size)) = bar.and_then(|bar| bar.memory_address_size()) else { continue };
@@ -61,6 +58,6 @@ fn parts(root: &mut PciRoot<Ports>, function: DeviceFunction) -> Option<PciParts
         multiplier,
         isr: take(ISR)?,
         config: take(DEVICE)?,
-        identity: (pci::read(function, 0), pci::read(function, 8) as u8),
+        identity: (Ports.read_word(function, 0), Ports.read_word(function, 8) as u8),
     })
 }

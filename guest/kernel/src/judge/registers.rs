@@ -6,7 +6,7 @@
 use virtio_drivers::transport::DeviceType;
 use virtio_mem::wire::F_UNPLUGGED_INACCESSIBLE;
 
-use super::memory::Span;
+use crate::mem::span::Span;
 
 /// Bits of the device status (2.1).
 pub const ACKNOWLEDGE: u32 = 1;

@@ -9,6 +9,7 @@
 use alloc::format;
 use alloc::string::String;
 
+use virtio_drivers::transport::InterruptStatus;
 use virtio_mem::wire::{CONFIG_SIZE, Config};
 
 use super::answer::{Answer, PLUG, STATE, Stop, UNPLUG, UNPLUG_ALL, fail, name, skip};
@@ -16,7 +17,7 @@ use super::line::{Talk, wait};
 use super::memory::Window;
 use super::queue::{Descriptor, MOST_ENTRIES, NEXT, Queue, WRITE};
 use super::registers::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, INACCESSIBLE, Registers, VERSION_1};
-use crate::cpu::ioapic::Line;
+use crate::virtio::source::Source;
 
 /// Longest wait for the device, in milliseconds.
 pub const PATIENCE: u64 = 3000;
@@ -40,8 +41,8 @@ pub struct Rig {
     pub talk: Talk,
     /// The machine was reset since the row began.
     pub again: bool,
-    /// Interrupts of the device. None when it has none that the judge can take.
-    line: Option<Line>,
+    /// Interrupts of the device. None when it has none.
+    source: Option<Source>,
     /// The device's block size, and the address and the size of its region.
     fixed: [u64; 3],
     /// The state in the last answer to STATE.
@@ -51,12 +52,12 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// The device behind `registers`, whose interrupts come on `line`.
-    pub fn new(registers: Registers, line: Option<Line>, talk: Talk) -> Self {
+    /// The device behind `registers`, whose interrupts come from `source`.
+    pub fn new(registers: Registers, source: Option<Source>, talk: Talk) -> Self {
         let queue = Queue::new();
         let word = |offset| u64::from(registers.config_32(PLUGGED_SIZE + offset));
         let at_boot = word(0) | word(4) << 32;
-        Self { registers, queue, talk, again: false, line, fixed: [0; 3], state: 0, at_boot }
+        Self { registers, queue, talk, again: false, source, fixed: [0; 3], state: 0, at_boot }
     }
 
     /// `plugged_size` when the guest booted, in bytes.
@@ -118,6 +119,7 @@ impl Rig {
         self.reset()?;
         self.registers.set_status(ACKNOWLEDGE);
         self.registers.set_status(ACKNOWLEDGE | DRIVER);
+        self.source.take_if(|source| !source.start());
         let features = self.registers.features() & wanted;
         self.registers.accept(features);
         self.registers.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
@@ -215,24 +217,35 @@ impl Rig {
 
     /// The reasons of interrupts that came since the last call; acknowledges them.
     pub fn interrupts(&mut self) -> u32 {
-        let Some(line) = self.line.as_mut().filter(|line| line.has_fired()) else { return 0 };
-        line.fired();
-        let reasons = self.registers.interrupt_status();
-        self.registers.acknowledge(reasons);
-        line.rearm();
-        reasons
+        let registers = &self.registers;
+        let acknowledge = || {
+            let reasons = registers.interrupt_status();
+            registers.acknowledge(reasons);
+            InterruptStatus::from_bits_retain(reasons)
+        };
+        self.source.as_mut().map_or(0, |source| source.reasons(acknowledge).bits())
     }
 
     /// For rows on interrupts.
     ///
     /// # Errors
-    /// The judge cannot take those of the device.
+    /// The device has none.
     pub fn must_hear(&self) -> Result<(), Stop> {
-        match self.line {
+        match self.source {
             Some(_) => Ok(()),
-            None => skip!(
-                "the device has no interrupt pin: it interrupts by MSI-X only, which the guest does not take"
-            ),
+            None => skip!("the device can interrupt neither by messages (MSI-X) nor by a pin"),
+        }
+    }
+
+    /// For rows on the interrupt status.
+    ///
+    /// # Errors
+    /// The device has none, or no interrupts.
+    pub fn must_have_status(&self) -> Result<(), Stop> {
+        self.must_hear()?;
+        match self.source {
+            Some(Source::Messages(_)) => skip!("there is no interrupt status with messages (MSI-X)"),
+            _ => Ok(()),
         }
     }
 

@@ -16,8 +16,8 @@ use core::fmt;
 use tidevm_mm::{Lent, PAGE_SIZE, ZoneStats};
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
-use super::Device;
 use super::queue::{Reports, Slate};
+use super::{Device, Unready};
 use crate::console::println;
 use crate::cpu;
 use crate::cpu::time::Instant;
@@ -48,8 +48,8 @@ const STATISTICS: usize = 6;
 /// Why a device cannot be used.
 #[derive(Debug)]
 pub enum Unusable {
-    /// The device is not reset in time, or does not agree on features.
-    Features,
+    /// The device cannot be started.
+    Unready(Unready),
     /// A queue is missing.
     Queue(virtio_drivers::Error),
 }
@@ -57,7 +57,7 @@ pub enum Unusable {
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Features => f.write_str("the device does not agree on features"),
+            Self::Unready(reason) => reason.fmt(f),
             Self::Queue(error) => write!(f, "a queue is missing: {error}"),
         }
     }
@@ -81,7 +81,7 @@ struct Queues {
 impl Queues {
     /// Resets the device and sets it up.
     fn new<T: Transport>(device: &mut Device<T>) -> Result<Self, Unusable> {
-        let features = device.negotiate(VERSION_1 | F_STATS_VQ | F_REPORTING).ok_or(Unusable::Features)?;
+        let features = device.negotiate(VERSION_1 | F_STATS_VQ | F_REPORTING).map_err(Unusable::Unready)?;
         let transport = &mut device.transport;
         let mut queues = Self::default();
         if features & F_STATS_VQ != 0 {

@@ -157,7 +157,7 @@ impl<T: Transport> MemDriver<T> {
     /// Says when an action on memory blocks is to stop: other jobs have waited for long, or there is a new target.
     fn turn(&self) -> impl Fn() -> bool {
         let end = Instant::in_millis(TURN_MILLIS);
-        move || self.link.device.line.has_fired() || end.has_passed()
+        move || self.link.device.source.has_fired() || end.has_passed()
     }
 
     /// Notes how far an action on memory blocks came, and why it did not come further.

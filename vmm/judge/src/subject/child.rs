@@ -7,10 +7,11 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, ChildStdin, Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionbio;
 use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tidevm_abi::judge::MAX_LINE;
 use tidevm_machine::printable;
 
@@ -33,29 +36,65 @@ const COMPLAINT: usize = 400;
 /// Longest time until the end of a process whose serial line has ended is known.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
+/// What the process has as its standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A pipe.
+    Pipe,
+    /// A terminal, for a VMM that reads its serial line from nothing else.
+    Terminal,
+}
+
+impl Input {
+    /// Both ends: the one to write to, and the process's.
+    fn open(self) -> io::Result<(File, OwnedFd)> {
+        match self {
+            Self::Pipe => {
+                let (reader, writer) = io::pipe()?;
+                Ok((OwnedFd::from(writer).into(), reader.into()))
+            }
+            Self::Terminal => {
+                let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+                let ours = openpt(flags)?;
+                grantpt(&ours)?;
+                unlockpt(&ours)?;
+                let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+                // Nothing is echoed, and no byte means more than itself.
+                let mut modes = tcgetattr(&theirs)?;
+                modes.make_raw();
+                tcsetattr(&theirs, OptionalActions::Now, &modes)?;
+                Ok((ours.into(), theirs))
+            }
+        }
+    }
+}
+
 /// A running VMM.
 pub struct Child {
     process: process::Child,
-    input: ChildStdin,
+    input: File,
     lines: Receiver<String>,
     /// The file with its standard error.
     complaints: PathBuf,
 }
 
 impl Child {
-    /// Starts `command`, whose standard error goes to the file `complaints`.
+    /// Starts `command` with such an `input`. Its standard error goes to the file `complaints`.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn(command: &mut Command, complaints: &Path) -> io::Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(complaints)?);
+    pub fn spawn(command: &mut Command, input: Input, complaints: &Path) -> io::Result<Self> {
+        let (input, theirs) = input.open()?;
+        command.stdin(theirs).stdout(Stdio::piped()).stderr(File::create(complaints)?);
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe {
             command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
         let mut process = command.spawn()?;
-        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
-            return Err(io::Error::other("the child has no pipes"));
+        // Of the process's end, only the process keeps a copy.
+        command.stdin(Stdio::null());
+        let Some(output) = process.stdout.take() else {
+            return Err(io::Error::other("the child has no pipe"));
         };
         // Lines are shorter than what a pipe takes as a whole, so one is written or it is not.
         ioctl_fionbio(&input, true)?;
@@ -65,7 +104,8 @@ impl Child {
     /// Sends a line.
     ///
     /// # Errors
-    /// The process has ended, or does not read its lines.
+    /// The process has ended, or does not read its lines. A terminal may take the line of a process that has ended;
+    /// [`Child::hear`] tells the end.
     pub fn send(&mut self, line: &str) -> Result<(), String> {
         let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         sent.map_err(|error| format!("the machine takes no line: {error}{}", self.complaint()))
@@ -196,7 +236,7 @@ mod tests {
     use std::process::Command;
     use std::time::{Duration, Instant};
 
-    use super::{Child, Folder, MAX_LINE, first_line};
+    use super::{Child, Folder, Input, MAX_LINE, first_line};
     use crate::subject::Heard;
 
     fn shell(script: &str) -> Command {
@@ -223,7 +263,8 @@ mod tests {
     fn lines_come_and_go_and_the_end_is_told() {
         let folder = Folder::new().unwrap();
         let script = "read line; echo \"heard $line\"; echo why >&2; exit 7";
-        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        let mut child =
+            Child::spawn(&mut shell(script), Input::Pipe, &folder.path().join("complaints")).unwrap();
         assert_eq!(child.ended(), None);
         child.send("row D1").unwrap();
         assert_eq!(child.hear(soon()), Heard::Line("heard row D1".to_owned()));
@@ -232,10 +273,24 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_hands_lines_on_as_they_are() {
+        let folder = Folder::new().unwrap();
+        let script = "[ -t 0 ] || exit 1; echo ready; read line; echo \"heard $line\"";
+        let mut child =
+            Child::spawn(&mut shell(script), Input::Terminal, &folder.path().join("complaints")).unwrap();
+        assert_eq!(child.hear(soon()), Heard::Line("ready".to_owned()));
+        child.send("row D1 \u{3}\u{4}").unwrap();
+        assert_eq!(child.hear(soon()), Heard::Line("heard row D1 \\u{3}\\u{4}".to_owned()));
+        let Heard::Ended(how) = child.hear(soon()) else { panic!("it has ended") };
+        assert!(how.contains("exit status: 0"), "{how}");
+    }
+
+    #[test]
     fn an_endless_line_is_cut() {
         let folder = Folder::new().unwrap();
         let script = "while :; do printf 0123456789; done";
-        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        let mut child =
+            Child::spawn(&mut shell(script), Input::Pipe, &folder.path().join("complaints")).unwrap();
         let Heard::Line(line) = child.hear(soon()) else { panic!("a line") };
         assert!(line.len() <= MAX_LINE + 2, "{}", line.len());
     }
@@ -244,7 +299,8 @@ mod tests {
     fn a_process_that_floods_its_line_or_does_not_read_it_is_not_waited_for() {
         let folder = Folder::new().unwrap();
         let script = "while :; do printf 'a\\033[2Jb\\n'; done";
-        let mut child = Child::spawn(&mut shell(script), &folder.path().join("complaints")).unwrap();
+        let mut child =
+            Child::spawn(&mut shell(script), Input::Pipe, &folder.path().join("complaints")).unwrap();
         let until = Instant::now() + Duration::from_millis(50);
         let mut heard = 0;
         while let Heard::Line(line) = child.hear(until) {
@@ -267,7 +323,8 @@ mod tests {
     fn silence_ends_at_the_deadline() {
         let folder = Folder::new().unwrap();
         let mut child =
-            Child::spawn(&mut shell("exec sleep 1000"), &folder.path().join("complaints")).unwrap();
+            Child::spawn(&mut shell("exec sleep 1000"), Input::Pipe, &folder.path().join("complaints"))
+                .unwrap();
         assert_eq!(child.hear(Instant::now() + Duration::from_millis(20)), Heard::Silence);
     }
 }

@@ -1,6 +1,6 @@
 //! Cloud Hypervisor, by its REST API.
 //!
-//! Its sizes are those of all memory: boot memory and what is plugged. It refuses the size that there is.
+//! It reads its serial line from a terminal or not at all. Its sizes are those of all memory: boot memory and what is plugged. It refuses the size that there is.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use tidevm_api::http::Method;
 
-use super::{MEMORY, REGION, Vmm, cmdline, rest};
+use super::{Input, MEMORY, REGION, Vmm, cmdline, rest};
 
 /// Cloud Hypervisor. Its device blocks have 2 MiB.
 pub struct CloudHypervisor;
@@ -20,6 +20,7 @@ impl Vmm for CloudHypervisor {
     const NAME: &'static str = "Cloud Hypervisor";
     const BINARY: &'static str = "cloud-hypervisor";
     const VERSION: &'static str = "cloud-hypervisor v";
+    const INPUT: Input = Input::Terminal;
 
     fn arguments(&self, command: &mut Command, folder: &Path, kernel: &Path) {
         let (memory, region) = (MEMORY.0 >> 20, REGION.0 >> 20);

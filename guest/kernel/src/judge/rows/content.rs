@@ -8,9 +8,10 @@ use super::Row;
 use crate::cpu;
 use crate::judge::answer::{Answer, Came, STATE, Stop, fail, skip};
 use crate::judge::line::wait;
-use crate::judge::memory::{Span, Window};
+use crate::judge::memory::Window;
 use crate::judge::registers::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, INACCESSIBLE, VERSION_1};
 use crate::judge::rig::{PATIENCE, Rig};
+use crate::mem::span::Span;
 
 pub const ROWS: &[Row] = &[
     Row { id: "D13", sent: "PLUG of blocks 1 and 3, a device reset, STATE", run: states_survive },

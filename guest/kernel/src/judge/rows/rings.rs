@@ -64,7 +64,7 @@ fn one_request(rig: &mut Rig) -> Result<(), Stop> {
 }
 
 fn status(rig: &mut Rig) -> Came {
-    rig.must_hear()?;
+    rig.must_have_status()?;
     rig.interrupted(USED_BUFFER | CONFIGURATION, SILENCE);
     one_request(rig)?;
     let registers = &rig.registers;
@@ -83,7 +83,7 @@ fn status(rig: &mut Rig) -> Came {
 }
 
 fn two_reasons(rig: &mut Rig) -> Came {
-    rig.must_hear()?;
+    rig.must_have_status()?;
     rig.interrupted(USED_BUFFER | CONFIGURATION, SILENCE);
     rig.resize_and_see(64)?;
     one_request(rig)?;

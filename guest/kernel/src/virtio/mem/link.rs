@@ -18,8 +18,8 @@ use super::counts;
 use super::faults::{self, DriverFault};
 use crate::console::println;
 use crate::cpu::time::{Instant, khz};
-use crate::virtio::Device;
 use crate::virtio::queue::Requests;
+use crate::virtio::{Device, Unready};
 
 const QUEUE: u16 = 0;
 const VERSION_1: u64 = 1 << 32;
@@ -33,8 +33,8 @@ type Queue = Requests<{ wire::REQUEST_SIZE }, { wire::RESPONSE_SIZE }>;
 /// Why there is no way to a device.
 #[derive(Debug)]
 pub enum NoLink {
-    /// The device is not reset in time, or does not agree on features.
-    Features,
+    /// The device cannot be started.
+    Unready(Unready),
     /// There is no request queue.
     Queue(virtio_drivers::Error),
 }
@@ -42,7 +42,7 @@ pub enum NoLink {
 impl fmt::Display for NoLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Features => f.write_str("the device does not agree on features"),
+            Self::Unready(reason) => reason.fmt(f),
             Self::Queue(error) => write!(f, "no request queue: {error}"),
         }
     }
@@ -79,10 +79,13 @@ impl<T: Transport> Link<T> {
         let before = self.queue.take();
         self.look_at = None;
         let wanted = VERSION_1 | 1 << wire::F_UNPLUGGED_INACCESSIBLE | 1 << wire::F_ACPI_PXM;
-        let Some(features) = self.device.negotiate(wanted) else {
-            // The device may still write to the queue and its buffers: they stay where they are.
-            core::mem::forget(before);
-            return Err(NoLink::Features);
+        let features = match self.device.negotiate(wanted) {
+            Ok(features) => features,
+            Err(reason) => {
+                // The device may still write to the queue and its buffers: they stay where they are.
+                core::mem::forget(before);
+                return Err(NoLink::Unready(reason));
+            }
         };
         // Its memory is of use for the new one.
         drop(before);

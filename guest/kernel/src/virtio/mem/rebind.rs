@@ -8,6 +8,7 @@
 use spin::Mutex;
 use tidevm_abi::{Failure, MAX_MEM_DEVICES};
 
+use crate::cpu::lapic;
 use crate::mailbox::Requester;
 
 /// Per device, by the order in which they were bound: whether there is a driver, and the call for it.
@@ -21,8 +22,8 @@ pub fn announce(index: usize) {
     }
 }
 
-/// Leaves a call of `requester` for the driver of device `index`, which answers it. The job loop of the boot CPU, on which
-/// agent and drivers run, then comes to the driver's job by itself.
+/// Leaves a call of `requester` for the driver of device `index`, which answers it. The driver's job may have had its step in
+/// this pass of the job loop, so the boot CPU, on which drivers run, is woken.
 ///
 /// # Errors
 /// There is no such driver, or a call waits for it.
@@ -30,6 +31,7 @@ pub fn ask(index: u8, requester: Requester) -> Result<(), Failure> {
     match CALLS.lock().get_mut(usize::from(index)) {
         Some((true, call @ None)) => {
             *call = Some(requester);
+            lapic::wake(0);
             Ok(())
         }
         _ => Err(Failure::NoDriver),
