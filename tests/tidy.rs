@@ -35,8 +35,9 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("guest/abi", &[]),
     ("guest/firmware", &[]),
     ("guest/image", &[]),
-    // Itself with its `sim` feature, for its tests.
-    ("guest/mm", &["tidevm-mm"]),
+    // For its tests and examples.
+    ("guest/mm", &["tidevm-mm-sim", "virtio-mem"]),
+    ("guest/mm-sim", &["tidevm-mm"]),
     ("guest/kernel", &["tidevm-abi", "tidevm-firmware", "tidevm-mm", "virtio-mem"]),
     ("virtio-mem", &[]),
     ("vmm/autosize", &["tidevm-abi"]),
@@ -79,10 +80,21 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ),
     (
         "tests/fuzz",
-        &["tidevm-abi", "tidevm-api", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"],
+        &[
+            "tidevm-abi",
+            "tidevm-api",
+            "tidevm-machine",
+            "tidevm-mm",
+            "tidevm-mm-sim",
+            "tidevm-session",
+            "virtio-mem",
+        ],
     ),
     ("tests/clients", &[]),
-    ("tests/soak", &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-session", "virtio-mem"]),
+    (
+        "tests/soak",
+        &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-mm-sim", "tidevm-session", "virtio-mem"],
+    ),
     ("xtask", &["tidevm-guest-image"]),
 ];
 
@@ -101,6 +113,7 @@ const OURS: &[&str] = &[
     "tidevm-lab",
     "tidevm-machine",
     "tidevm-mm",
+    "tidevm-mm-sim",
     "tidevm-report",
     "tidevm-session",
     "tidevm-sizer",
@@ -123,7 +136,9 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("virtio-mem/src/driver", "crate::device", "the two ends meet in wire and blocks"),
     ("vmm/", "virtio_mem::driver", "the host has the device's end"),
     ("guest/kernel/", "virtio_mem::device", "the guest has the driver's end"),
-    ("guest/", "std::time", "the guest has no std"),
+    ("guest/abi/", "std::time", "the guest has no std"),
+    ("guest/kernel/", "std::time", "the guest has no std"),
+    ("guest/mm/", "std::time", "the guest has no std"),
     ("guest/mm/", "core::arch", "memory management knows no CPU; a platform does"),
     ("guest/mm/", "target_arch", "memory management knows no CPU; a platform does"),
     ("virtio-mem/", "std::", "runs in the guest"),

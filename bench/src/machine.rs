@@ -1,6 +1,6 @@
 //! A machine of plain memory: the memory management on memory of this process.
 //!
-//! It takes the place of the guest kernel and adds no cost of its own. Unlike `tidevm_mm::sim` it checks nothing,
+//! It takes the place of the guest kernel and adds no cost of its own. Unlike `tidevm-mm-sim` it checks nothing,
 //! so the hot paths are those of the guest. The memmap window is one mapping that takes memory only where it is
 //! touched, so machines of terabytes fit.
 //!
@@ -11,9 +11,9 @@ use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    DeviceInit, InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options,
-    PAGE_SIZE, Page, PageblockSet, PcpPolicy, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform,
-    RemovalPolicy, SECTION_PAGES, SECTION_SIZE, Section, SectionNr, SectionRange, Sparse, ZoneType,
+    InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page,
+    PageblockSet, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE,
+    Section, SectionNr, SectionRange, Sparse, ZoneType,
 };
 
 /// Size in bytes of the memmap of one section.
@@ -251,16 +251,8 @@ impl PlainMachine {
     /// # Panics
     /// When the boot fails.
     pub fn boot_from(&self, memblock: &'static mut Memblock) {
-        let options = Options {
-            nr_cpus: self.spec.cpus,
-            memmap_on_memory: true,
-            pcp: PcpPolicy::Disable,
-            removal: RemovalPolicy::PerBlock,
-            init: self.spec.init,
-            grow: true,
-            content: self.spec.content,
-            device_init: DeviceInit::Once,
-        };
+        let options = Options::DEFAULT.with_nr_cpus(self.spec.cpus).with_init(self.spec.init);
+        let options = options.with_content(self.spec.content);
         self.mm.boot(memblock, options).expect("the machine boots");
     }
 

@@ -45,7 +45,7 @@ fn is_root(path: &str) -> bool {
         ["tests", "linux.rs" | "qemu.rs" | "sessions.rs" | "tidy.rs"] => true,
         ["tests", "benches", _] => true,
         [_, .., "tests" | "benches" | "examples", file] => !file.is_empty() && parts[0] != "tests",
-        [.., "tests" | "benches", _, "main.rs"] => true,
+        [.., "tests" | "benches" | "examples", _, "main.rs"] => true,
         _ => false,
     }
 }
@@ -63,18 +63,31 @@ fn declarations(file: &Source, exists: impl Fn(&str) -> bool) -> Vec<(String, St
     let mut explicit = None;
     for line in file.text.lines().map(str::trim) {
         if let Some(path) = line.strip_prefix("#[path = \"") {
-            explicit = path.split('"').next().map(|path| format!("{folder}/{path}"));
+            explicit = path.split('"').next().map(|path| beside(folder, path));
             continue;
         }
         let declaration =
             line.rsplit_once("mod ").filter(|(before, _)| before.is_empty() || before.ends_with(' '));
         if let Some(module) = declaration.and_then(|(_, module)| module.strip_suffix(';')) {
-            let usual = [format!("{own}/{module}.rs"), format!("{own}/{module}/mod.rs")];
-            let file = explicit.take().into_iter().chain(usual).find(|path| exists(path));
+            let usual = || vec![format!("{own}/{module}.rs"), format!("{own}/{module}/mod.rs")];
+            let paths = explicit.take().map_or_else(usual, |path| vec![path]);
+            let file = paths.into_iter().find(|path| exists(path));
             found.extend(file.map(|file| (module.to_owned(), file)));
         }
     }
     found
+}
+
+/// The path that `path` has from the top of the repository, when it is written in a file of `folder`.
+fn beside(folder: &str, path: &str) -> String {
+    let mut parts: Vec<&str> = folder.split('/').collect();
+    for part in path.split('/') {
+        match part {
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 #[test]
@@ -101,9 +114,13 @@ fn modules_lie_where_rustc_looks() {
         file("a/src/one/inner.rs", ""),
         file("a/src/far/two.rs", ""),
         file("a/src/dead.rs", ""),
+        // A test with the name of the module that it takes from elsewhere.
+        file("a/tests/far.rs", "#[path = \"../src/far/two.rs\"]\nmod far;"),
     ];
     let crates = crates(&files);
-    assert_eq!(crates.len(), 1);
+    assert_eq!(crates.len(), 2);
+    let far = &crates[1].files[&vec!["far".to_owned()]];
+    assert_eq!((crates[1].files.len(), far.path.as_str()), (2, "a/src/far/two.rs"));
     let found: Vec<(String, &str)> =
         crates[0].files.iter().map(|(module, file)| (module.join("::"), file.path.as_str())).collect();
     let expected = [

@@ -19,10 +19,10 @@ impl Source {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Whether only tests and benchmarks use the file.
+    /// Whether only tests and benchmarks use the file, or it is an example.
     pub fn is_test(&self) -> bool {
-        self.path.split('/').any(|part| matches!(part, "tests" | "benches"))
-            || matches!(self.name(), "tests.rs" | "fake.rs" | "sim.rs")
+        self.path.split('/').any(|part| matches!(part, "tests" | "benches" | "examples"))
+            || matches!(self.name(), "tests.rs" | "fake.rs")
     }
 
     /// The code without comments, without literals, and only up to the first inline test module.

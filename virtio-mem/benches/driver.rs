@@ -37,7 +37,7 @@ impl Guest {
             plugged_size: 0,
             requested_size: 0,
         };
-        let guest = DriverConfig { memory_block_size: 128 * MIB, memmap_size: BLOCK, min_block_size: BLOCK };
+        let guest = DriverConfig::new(128 * MIB, BLOCK).with_memmap_size(BLOCK);
         Guest { driver: Driver::new(guest, config, 0).expect("a good configuration"), config }
     }
 

@@ -65,6 +65,16 @@ const fn mask(first: u32, count: u32) -> u64 {
 }
 
 /// A set of device blocks of one region.
+///
+/// ```
+/// use virtio_mem::{BlockBitmap, BlockRange};
+///
+/// let mut plugged = BlockBitmap::new(512);
+/// plugged.set(BlockRange::new(0, 64));
+/// plugged.clear(BlockRange::new(10, 1));
+/// assert_eq!(plugged.runs().collect::<Vec<_>>(), [BlockRange::new(0, 10), BlockRange::new(11, 53)]);
+/// assert_eq!((plugged.count(), plugged.count_in(BlockRange::new(0, 16))), (63, 15));
+/// ```
 #[derive(Clone, Debug)]
 pub struct BlockBitmap {
     words: Vec<u64>,

@@ -37,6 +37,31 @@ use crate::blocks::{BlockBitmap, BlockRange};
 use crate::wire::{BadRequest, BlockState, Config, Request, RequestKind, Response, ResponseType};
 
 /// One virtio-mem device, without its transport.
+///
+/// ```
+/// use virtio_mem::{Backing, Busy, Device, DeviceConfig, PluggedRuns, Request, RequestKind, ResponseType, Span};
+///
+/// /// Memory that is always there.
+/// struct Host;
+/// impl Backing for Host {
+///     fn plug(&mut self, _: Span) -> Result<(), Busy> { Ok(()) }
+///     fn unplug(&mut self, _: Span) -> Result<(), Busy> { Ok(()) }
+///     fn unplug_all(&mut self, _: &PluggedRuns) -> Result<(), Busy> { Ok(()) }
+/// }
+///
+/// // A region of 1 GiB at 4 GiB, in device blocks of 2 MiB.
+/// let mut device = Device::new(DeviceConfig::new(4 << 30, 1 << 30, 2 << 20))?;
+/// assert!(device.resize(512 << 20)?, "the driver is due a config notification");
+/// // The driver's answer to it comes through the virtqueue.
+/// let request = Request { kind: RequestKind::Plug, addr: 4 << 30, nb_blocks: 256 };
+/// assert_eq!(device.handle(&request.to_bytes(), &mut Host).kind, ResponseType::Ack);
+/// assert_eq!(device.config().plugged_size, 512 << 20);
+/// // The same memory cannot be plugged twice, and the device keeps the reason.
+/// assert_eq!(device.handle(&request.to_bytes(), &mut Host).kind, ResponseType::Error);
+/// let refused = device.refused().expect("a request was refused");
+/// assert_eq!(refused.to_string(), "Plug of 256 blocks at 0x100000000: a block is plugged already");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Device {
     fixed: DeviceConfig,

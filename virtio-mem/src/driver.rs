@@ -38,8 +38,8 @@ use alloc::vec::Vec;
 
 pub use self::action::{Action, Outcome};
 use self::flight::MOST_IN_FLIGHT;
-pub use self::geometry::ConfigError;
 use self::geometry::Geometry;
+pub use self::geometry::{ConfigError, DriverConfig};
 use self::idle::BackOff;
 pub use self::idle::{Idle, IdleReason};
 use self::region::{ROOM, Region};
@@ -48,20 +48,39 @@ use self::uncertain::Uncertain;
 use crate::blocks::BlockRange;
 use crate::wire::{Config, Request, RequestKind};
 
-/// The properties of the guest that the driver needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DriverConfig {
-    /// Size and alignment in bytes of a memory block, the unit in which the guest adds and removes memory. A
-    /// memory block has at most as many device blocks as one request can name.
-    pub memory_block_size: u64,
-    /// Number of bytes at the start of every memory block that hold its memmap; 0 when the memmap lies elsewhere.
-    pub memmap_size: u64,
-    /// Size in bytes of the smallest part of a memory block that the guest can take in or give up. Smaller device blocks
-    /// are plugged and unplugged by so many as make one.
-    pub min_block_size: u64,
-}
-
 /// The driver of one virtio-mem device.
+///
+/// ```
+/// use virtio_mem::{Action, Config, Driver, DriverConfig, Idle, Outcome, Request, RequestKind, Response, ResponseType};
+///
+/// // What the configuration space says: 128 MiB are wanted of a region of 1 GiB at 4 GiB.
+/// let mut config = Config {
+///     block_size: 2 << 20,
+///     node_id: 0,
+///     addr: 4 << 30,
+///     region_size: 1 << 30,
+///     usable_region_size: 384 << 20,
+///     plugged_size: 0,
+///     requested_size: 128 << 20,
+/// };
+/// // Memory blocks of 128 MiB, and any part of one that is a multiple of 2 MiB.
+/// let mut driver = Driver::new(DriverConfig::new(128 << 20, 2 << 20), config, 1)?;
+/// // The guest sends the request through the virtqueue, and passes on the answer.
+/// let request = Request { kind: RequestKind::Plug, addr: 4 << 30, nb_blocks: 64 };
+/// assert_eq!(driver.next(), Action::Send(request));
+/// driver.complete(Outcome::Response(Response::new(ResponseType::Ack)));
+/// // It adds the memory that it was given, and brings it online.
+/// assert_eq!(driver.next(), Action::AddMemoryBlocks { addr: 4 << 30, size: 128 << 20, fresh: false });
+/// driver.complete(Outcome::Done);
+/// assert_eq!((driver.next(), driver.plugged_size()), (Action::Idle(Idle::Reached), 128 << 20));
+/// // A config notification comes: nothing is wanted any more. The memory has to go before the device gets it back.
+/// driver.config_changed();
+/// assert_eq!(driver.next(), Action::ReadConfig);
+/// (config.plugged_size, config.requested_size) = (128 << 20, 0);
+/// driver.complete(Outcome::Config(config, 2));
+/// assert_eq!(driver.next(), Action::RemoveMemoryBlocks { addr: 4 << 30, size: 128 << 20 });
+/// # Ok::<(), virtio_mem::driver::ConfigError>(())
+/// ```
 #[derive(Debug)]
 pub struct Driver {
     config: Config,

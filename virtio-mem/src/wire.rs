@@ -52,6 +52,19 @@ pub const RESPONSE_SIZE: usize = size_of::<ResponseBytes>();
 ///
 /// All sizes are in bytes. The last three fields change at run time, so a driver reads them under one value of the
 /// transport's configuration generation. The others stay as they were at the first read.
+///
+/// ```
+/// use virtio_mem::Config;
+///
+/// // A driver reads the bytes from the transport, all under one generation.
+/// let mut bytes = [0; virtio_mem::wire::CONFIG_SIZE];
+/// bytes[..8].copy_from_slice(&(2_u64 << 20).to_le_bytes());
+/// bytes[virtio_mem::wire::REQUESTED_SIZE_OFFSET..].copy_from_slice(&(1_u64 << 30).to_le_bytes());
+/// let config = Config::from_bytes(&bytes);
+/// assert_eq!((config.block_size, config.requested_size), (2 << 20, 1 << 30));
+/// // A VMM answers a read at any offset from these.
+/// assert_eq!(config.to_bytes(), bytes);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Size and alignment of a device block; a power of two.
@@ -140,6 +153,19 @@ pub enum RequestKind {
 }
 
 /// A request, written by the driver.
+///
+/// ```
+/// use virtio_mem::wire::{BadRequest, REQUEST_SIZE};
+/// use virtio_mem::{Request, RequestKind};
+///
+/// let request = Request { kind: RequestKind::Unplug, addr: 4 << 30, nb_blocks: 64 };
+/// let bytes = request.to_bytes();
+/// assert_eq!((bytes.len(), &bytes[..2]), (REQUEST_SIZE, &[1, 0][..]));
+/// assert_eq!(Request::from_bytes(&bytes), Ok(request));
+/// // Whatever a guest writes is a request, or says why it is none.
+/// assert_eq!(Request::from_bytes(&[9; REQUEST_SIZE]), Err(BadRequest::UnknownType(0x0909)));
+/// assert_eq!(Request::from_bytes(&bytes[..23]), Err(BadRequest::Short { len: 23 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The kind of the request.
@@ -168,6 +194,7 @@ const _: () = {
 
 /// Why bytes are not a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BadRequest {
     /// Fewer than [`REQUEST_SIZE`] bytes.
     Short {
@@ -247,6 +274,15 @@ pub enum BlockState {
 }
 
 /// A response, written by the device.
+///
+/// ```
+/// use virtio_mem::{BlockState, Response, ResponseType};
+///
+/// let response = Response::with_state(BlockState::Mixed);
+/// assert_eq!(Response::from_bytes(&response.to_bytes()), response);
+/// // An answer of a later version of the specification makes a driver wait.
+/// assert_eq!(Response::from_bytes(&[77; 10]).kind, ResponseType::Busy);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
     /// The type of the response.

@@ -268,8 +268,8 @@ mod tests {
         ("S3", &[1..=15]),
         ("S4", &[1..=21]),
         ("S5", &[1..=15]),
-        // The device and snapshots, the driver, and the judge.
-        ("V", &[1..=14, 20..=29, 40..=43]),
+        // The device and snapshots, the driver, the judge, and the crates.
+        ("V", &[1..=14, 20..=29, 40..=43, 50..=50]),
         ("H", &[1..=24]),
         ("B", &[1..=9]),
         ("A", &[1..=4]),

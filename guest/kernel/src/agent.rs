@@ -84,7 +84,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
 fn check() -> Answer {
     stacks::check();
     mappings::check();
-    let Checked { pages, deferred } = MM.check();
+    let Checked { pages, deferred, .. } = MM.check();
     Answer::Checked { pages, deferred }
 }
 

@@ -114,7 +114,7 @@ fn start_memory(command_line: &CommandLine, nr_cpus: usize, memblock: &'static m
     let arena = memory_map::alloc(memblock, heap::ARENA_SIZE).expect("no memory for the heap");
     // SAFETY: memblock just gave this memory, and it is mapped from the start.
     unsafe { heap::init(arena.get()) };
-    let options = tidevm_mm::Options { nr_cpus, ..command_line.mm };
+    let options = command_line.mm.with_nr_cpus(nr_cpus);
     MM.boot(memblock, options).expect("memory management does not start");
     stamps::first_allocation();
     MM.register_owner(workload::OWNER, &workload::Workloads);

@@ -84,6 +84,15 @@ impl PhysAddr {
 /// A page frame number: a guest-physical address divided by the page size.
 ///
 /// Frame 0 is never given to the allocator, so that the number 0 can mean "no page" in links.
+///
+/// ```
+/// use tidevm_mm::{Order, Pfn, PhysAddr, SectionNr};
+///
+/// let pfn = PhysAddr::new((4 << 30) + 0x3000).pfn();
+/// assert_eq!((pfn.get(), pfn.section()), (0x10_0003, SectionNr::new(32)));
+/// assert_eq!(pfn.buddy(Order::PAGE), Pfn::new(0x10_0002));
+/// assert_eq!(pfn.align_down(Order::PAGEBLOCK).address(), PhysAddr::new(4 << 30));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pfn(u32);
 

@@ -21,6 +21,7 @@ use crate::zone::setup_watermarks;
 
 /// Why boot failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BootError {
     /// There are no CPUs, or more CPUs than [`PerCpuPages`](crate::PerCpuPages)s.
     Cpus,

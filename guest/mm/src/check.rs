@@ -20,7 +20,7 @@
 mod blocks;
 mod device;
 mod limits;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "hosted"))]
 mod tails;
 #[cfg(test)]
 mod tests;
@@ -43,6 +43,7 @@ use crate::sparse::{Section, SectionPages};
 /// The memory that [`Mm::check`] knows of, in pages. A page is a place for a struct page, so holes in a section
 /// count too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Checked {
     /// Pages whose struct pages were checked.
     pub pages: u64,
@@ -131,7 +132,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
     let frames = pages.nr().frames();
     let section = pages.section();
     let (mut free, mut offline, mut memmap) = (0, 0, 0);
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, feature = "hosted"))]
     let mut tails = tails::Tails::new(pages);
     let mut pfn = frames.start();
     while pfn < frames.end() {
@@ -165,7 +166,7 @@ fn check_section(pages: SectionPages<'_>, zone: ZoneId, owners: &Owners, tally: 
             let span = PfnRange::new(pfn, order.pages());
             tally.span = Some(tally.span.map_or(span, |all| all.hull(span)));
         }
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "hosted"))]
         tails.check(pfn, order);
         pfn = pfn.add(order.pages());
     }

@@ -4,11 +4,6 @@
 //! value. An operation that needs the lock is a method of [`Hotplug`], or takes a reference to
 //! [`HotplugHeld`], so that no caller can forget it.
 //!
-//! ```text
-//! mm.hotplug().add_memory(node, block, plugged, flags)?;
-//! mm.hotplug().online(block, ZoneType::Movable)?;
-//! ```
-//!
 //! Invariants: the lock is the first of the lock order. There is one [`HotplugHeld`] per [`Mm`], behind the lock
 //! that [`hotplug_lock`] makes, and nothing else makes one: a reference to it is proof.
 
@@ -44,16 +39,38 @@ impl SectionOwner for HotplugHeld {
 ///
 /// The holder may allocate and free pages. A second [`Mm::hotplug`] by the same CPU waits for ever.
 ///
+/// ```
+/// use tidevm_mm::{Gfp, MemoryContent, NodeId, OfflineError, Order, PageblockSet, SectionNr, ZoneType};
+/// use tidevm_mm_sim::SimMachine;
+///
+/// let mm = SimMachine::default().boot();
+/// // 128 MiB at 4 GiB: the kernel learns of them, and then they can be allocated.
+/// let block = SectionNr::new(32);
+/// mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown)?;
+/// mm.hotplug().online(block, ZoneType::Movable)?;
+/// let page = mm.alloc_pages(Order::PAGE, Gfp::Movable)?;
+/// assert_eq!(page.section(), block);
+/// // A page without an owner cannot move, and the error names it.
+/// let error = mm.hotplug().offline(block).unwrap_err();
+/// assert!(matches!(error, OfflineError::Unmovable(stuck) if stuck.pages == 1), "{error}");
+/// mm.free_pages(page, Order::PAGE);
+/// mm.hotplug().offline(block)?;
+/// mm.hotplug().remove_memory(block)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// There is no way to these methods without the lock:
 ///
 /// ```compile_fail,E0599
-/// use tidevm_mm::{SectionNr, ZoneType, sim::SimMachine};
+/// use tidevm_mm::{SectionNr, ZoneType};
+/// use tidevm_mm_sim::SimMachine;
 ///
 /// _ = SimMachine::default().boot().online(SectionNr::new(32), ZoneType::Movable);
 /// ```
 ///
 /// ```compile_fail,E0451
-/// use tidevm_mm::{Hotplug, sim::SimMachine};
+/// use tidevm_mm::Hotplug;
+/// use tidevm_mm_sim::SimMachine;
 ///
 /// _ = Hotplug { mm: SimMachine::default().boot(), lock: () };
 /// ```

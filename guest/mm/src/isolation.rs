@@ -31,6 +31,7 @@ use crate::zone::ZoneGuard;
 /// Why memory could not be taken out of its zone. Nothing has changed then, except that pages may
 /// have moved elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OfflineError {
     /// The memory block is not online.
     NotOnline,
@@ -67,6 +68,7 @@ impl core::error::Error for OfflineError {}
 
 /// Pages that stand in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stuck {
     /// How many.
     pub pages: u32,
@@ -85,6 +87,8 @@ impl fmt::Display for Stuck {
         Ok(())
     }
 }
+
+impl core::error::Error for Stuck {}
 
 impl Stuck {
     pub(crate) const fn none() -> Self {

@@ -15,7 +15,7 @@
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
 //! | life cycle | `memmap`, `memmap_init`, `direct_map`, `boot_section`, `added_block`, `deferred`, `boot`, `memory_block`, `contig`, `zone_device` |
-//! | beside | `check` (every invariant), `vmstat` (every counter), `sim` (the hosted platform for tests) |
+//! | beside | `check` (every invariant), `vmstat` (every counter), `hosted` (the door for simulated machines) |
 //!
 //! The kernel makes one static [`Mm`], fills a [`Memblock`] from its memory map and calls
 //! [`Mm::boot`]; from then on [`Mm::alloc_pages`] works on every CPU. The steps that add and remove memory are
@@ -34,10 +34,20 @@
 //!
 //! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
 //! an error. Identifiers such as S3.1 are claims of `docs/features.toml`.
-#![cfg_attr(not(any(test, feature = "sim")), no_std)]
+#![cfg_attr(not(any(test, feature = "hosted")), no_std)]
 
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "hosted"))]
 extern crate std;
+
+/// The name by which the files of the simulated machine know this crate.
+#[cfg(test)]
+extern crate self as tidevm_mm;
+
+/// The simulated machine, compiled into the unit tests. For the crate `tidevm-mm-sim` this one is another crate than
+/// the one that is tested.
+#[cfg(test)]
+#[path = "../../mm-sim/src/lib.rs"]
+pub mod sim;
 
 /// The program of README.md, as a test.
 #[cfg(doctest)]
@@ -65,6 +75,8 @@ mod free_block;
 mod free_lists;
 mod grace;
 mod grow;
+#[cfg(any(test, feature = "hosted"))]
+pub mod hosted;
 mod hotplug;
 mod isolation;
 mod lock;
@@ -83,8 +95,6 @@ mod pageblock_set;
 mod pcplist;
 mod pgmap;
 mod platform;
-#[cfg(any(test, feature = "sim"))]
-pub mod sim;
 mod sparse;
 #[cfg(test)]
 mod steps;
@@ -143,6 +153,27 @@ use zone::Zone;
 use zonelist::Nodes;
 
 /// The memory management of one machine.
+///
+/// ```
+/// use tidevm_mm::{Gfp, Order};
+/// use tidevm_mm_sim::SimMachine;
+///
+/// // On a simulated machine. `Platform` has one of plain memory.
+/// let mm = SimMachine::default().boot();
+/// // Pages on the lists of CPUs are free too.
+/// let free = || mm.stats().zones.iter().map(|zone| zone.all_free() + zone.pcp).sum::<u64>();
+/// let before = free();
+/// // One page that has to stay where it is, and 2 MiB that can move.
+/// let page = mm.alloc_pages(Order::PAGE, Gfp::Kernel)?;
+/// let block = mm.alloc_pages(Order::PAGEBLOCK, Gfp::Movable)?;
+/// assert!(block.is_aligned(Order::PAGEBLOCK) && free() == before - 513);
+/// mm.free_pages(page, Order::PAGE);
+/// mm.free_pages(block, Order::PAGEBLOCK);
+/// assert_eq!(free(), before);
+/// // Panics unless every invariant holds.
+/// mm.check();
+/// # Ok::<(), tidevm_mm::AllocError>(())
+/// ```
 pub struct Mm<P: Platform> {
     platform: Calls<P>,
     sparse: Sparse,

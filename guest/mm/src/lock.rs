@@ -7,7 +7,7 @@
 //!
 //! `sync/tests/lock.rs` is its model.
 //!
-//! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds (`sim`) check the order on every
+//! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds check the order on every
 //! lock operation, and check a [`Locks`] wherever one is stated.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]
 
@@ -146,7 +146,7 @@ impl<T> Drop for Guard<'_, T> {
 }
 
 /// Checks the lock order where threads stand for CPUs.
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "hosted"))]
 mod order {
     use super::{Locks, Rank};
     use std::cell::RefCell;
@@ -201,7 +201,7 @@ mod order {
     }
 }
 
-#[cfg(not(any(test, feature = "sim")))]
+#[cfg(not(any(test, feature = "hosted")))]
 mod order {
     use super::{Locks, Rank};
 

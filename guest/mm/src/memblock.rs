@@ -37,6 +37,7 @@ const NODE_RANGES: usize = 32;
 
 /// Why a range of addresses was not given to a node. The error leaves everything as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NodeOverlap {
     /// This part of the range belongs to that other node.
     With(PhysRange, NodeId),
@@ -96,6 +97,21 @@ impl Run {
 
 /// The memory of the machine and the parts of it that are in use, until
 /// [`Mm::boot`](crate::Mm::boot).
+///
+/// ```
+/// use tidevm_mm::{Memblock, NodeId, PhysAddr, PhysRange};
+///
+/// let range = |start, size| PhysRange::new(PhysAddr::new(start), size);
+/// let mut memblock = Memblock::new();
+/// // From the memory map of the firmware. The kernel lies in the first 4 MiB.
+/// memblock.add(range(0, 256 << 20))?;
+/// memblock.reserve(range(0, 4 << 20))?;
+/// memblock.set_node(range(128 << 20, 128 << 20), NodeId::new(1))?;
+/// // Memory for a page table, before there is an allocator.
+/// let table = memblock.alloc(4096, 4096).expect("there is room");
+/// assert!(memblock.free().all(|free| !(free.start()..free.end()).contains(&table)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Memblock {
     memory: Table,
     reserved: Table,

@@ -46,6 +46,7 @@ use crate::sparse::{Section, SectionPages, SectionState, Sparse};
 
 /// The state of a memory block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BlockState {
     /// Its memory can be allocated.
     Online,
@@ -57,6 +58,7 @@ pub enum BlockState {
 
 /// The facts about a memory block. Each section of boot memory counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemoryBlockStats {
     /// Its first section.
     pub first: SectionNr,

@@ -31,6 +31,41 @@ pub const MAX_OWNERS: usize = 8;
 ///
 /// It is called without allocator locks, on the CPU that takes memory away, while other CPUs go on.
 /// An implementation must not wait for memory hotplug.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+/// use tidevm_mm::{
+///     Gfp, MemoryContent, MovableOwner, NodeId, Order, OwnerId, PageblockSet, Pfn, SectionNr, ZoneType,
+/// };
+/// use tidevm_mm_sim::SimMachine;
+///
+/// /// Holds one page.
+/// struct One(AtomicU32);
+/// impl MovableOwner for One {
+///     fn isolate(&self, pfn: Pfn, _: u64) -> bool { self.0.load(SeqCst) == pfn.get() }
+///     fn hand_over(&self, _: Pfn, to: Pfn, _: u64) -> bool {
+///         self.0.store(to.get(), SeqCst);
+///         true
+///     }
+///     fn put_back(&self, _: Pfn, _: u64) {}
+/// }
+///
+/// let mm = SimMachine::default().boot();
+/// let block = SectionNr::new(32);
+/// mm.hotplug().add_memory(NodeId::FIRST, block, PageblockSet::ALL, MemoryContent::Unknown)?;
+/// mm.hotplug().online(block, ZoneType::Movable)?;
+/// let page = mm.alloc_pages(Order::PAGE, Gfp::Movable)?;
+/// mm.platform().write(page, 42);
+/// static OWNER: One = One(AtomicU32::new(0));
+/// OWNER.0.store(page.get(), SeqCst);
+/// mm.register_owner(OwnerId(0), &OWNER);
+/// mm.set_owner(page, OwnerId(0), 0);
+/// // The memory goes, and the page with its content is elsewhere.
+/// mm.hotplug().offline(block)?;
+/// let page = Pfn::new(OWNER.0.load(SeqCst));
+/// assert!(page.section() != block && mm.platform().read(page) == 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait MovableOwner: Sync {
     /// Asks the owner to leave the page `pfn`, known by `index`, alone: not to write, free or move it until
     /// [`hand_over`](Self::hand_over) succeeds or [`put_back`](Self::put_back) is called. False when the

@@ -10,7 +10,16 @@
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Choices made at boot.
+///
+/// ```
+/// use tidevm_mm::{InitPolicy, MemoryContent, Options};
+///
+/// // Four CPUs, and memory that the host gives as zeros: struct pages are written when memory is wanted.
+/// let options = Options::DEFAULT.with_nr_cpus(4).with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
+/// assert!(options.memmap_on_memory, "as it is if nothing is said");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// CPUs that will ever run, at least 1.
     pub nr_cpus: usize,
@@ -43,6 +52,62 @@ impl Options {
         content: MemoryContent::Unknown,
         device_init: DeviceInit::Once,
     };
+
+    /// The same with another [`nr_cpus`](Self::nr_cpus).
+    #[must_use]
+    pub const fn with_nr_cpus(mut self, nr_cpus: usize) -> Self {
+        self.nr_cpus = nr_cpus;
+        self
+    }
+
+    /// The same with another [`memmap_on_memory`](Self::memmap_on_memory).
+    #[must_use]
+    pub const fn with_memmap_on_memory(mut self, memmap_on_memory: bool) -> Self {
+        self.memmap_on_memory = memmap_on_memory;
+        self
+    }
+
+    /// The same with another [`pcp`](Self::pcp).
+    #[must_use]
+    pub const fn with_pcp(mut self, pcp: PcpPolicy) -> Self {
+        self.pcp = pcp;
+        self
+    }
+
+    /// The same with another [`removal`](Self::removal).
+    #[must_use]
+    pub const fn with_removal(mut self, removal: RemovalPolicy) -> Self {
+        self.removal = removal;
+        self
+    }
+
+    /// The same with another [`init`](Self::init).
+    #[must_use]
+    pub const fn with_init(mut self, init: InitPolicy) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// The same with another [`grow`](Self::grow).
+    #[must_use]
+    pub const fn with_grow(mut self, grow: bool) -> Self {
+        self.grow = grow;
+        self
+    }
+
+    /// The same with another [`content`](Self::content).
+    #[must_use]
+    pub const fn with_content(mut self, content: MemoryContent) -> Self {
+        self.content = content;
+        self
+    }
+
+    /// The same with another [`device_init`](Self::device_init).
+    #[must_use]
+    pub const fn with_device_init(mut self, device_init: DeviceInit) -> Self {
+        self.device_init = device_init;
+        self
+    }
 }
 
 impl Default for Options {
@@ -55,6 +120,7 @@ impl Default for Options {
 /// How the pages on per-CPU lists are dealt with while pageblocks are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum PcpPolicy {
     /// The lists are disabled meanwhile (Linux `zone_pcp_disable`).
     Disable = 0,
@@ -70,6 +136,7 @@ pub enum PcpPolicy {
 /// How much may be removed at a time when the memmap lies on the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum RemovalPolicy {
     /// One memory block: the unit of adding.
     Range = 0,
@@ -80,6 +147,7 @@ pub enum RemovalPolicy {
 /// When struct pages are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum InitPolicy {
     /// All of a section, before any of its pages is used.
     Eager = 0,
@@ -95,6 +163,7 @@ pub enum InitPolicy {
 /// The content of memory when it is added, or at boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum MemoryContent {
     /// Anything.
     Unknown = 0,
@@ -105,6 +174,7 @@ pub enum MemoryContent {
 /// How struct pages of device memory are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum DeviceInit {
     /// Once, outside the memory hotplug lock.
     Once = 0,

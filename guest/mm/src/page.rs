@@ -45,7 +45,7 @@ mod state;
 use core::ops::Deref;
 
 use crate::addr::{Order, PAGEBLOCK_PAGES};
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "hosted"))]
 use crate::sync::written;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -131,7 +131,7 @@ impl<'s> PageRef<'s> {
     #[inline]
     pub(crate) fn set_state(self, state: PageState) {
         self.byte().store(state.bits(), Release);
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "hosted"))]
         written::made(self.part);
         #[cfg(test)]
         crate::steps::made();
@@ -194,7 +194,7 @@ impl Page {
                 }
             }
         });
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "hosted"))]
         parts.iter().take(1).for_each(written::made);
     }
 
@@ -218,14 +218,14 @@ impl Page {
             }
             result
         });
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "hosted"))]
         written::made(self);
         result
     }
 
     /// Whether each of the pages `range` of the pageblock with the states `parts` is a tail, or was never written and may
     /// be `untouched`. A plain loop, because hosted builds look at very many.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, feature = "hosted"))]
     pub(crate) fn are_tails(parts: &[Self; PARTS], range: core::ops::Range<usize>, untouched: bool) -> bool {
         let tail = PageState::new(Kind::Tail, Order::PAGE).bits();
         let least = if untouched { 0 } else { tail };
@@ -240,7 +240,7 @@ impl Page {
     }
 
     /// Whether the states of all pages of a pageblock were written.
-    #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+    #[cfg(all(any(test, feature = "hosted"), not(feature = "loom")))]
     pub(crate) fn are_written(parts: &[Self; PARTS]) -> bool {
         let states = || parts.iter().flat_map(|part| &part.states);
         one_step(|| states().all(|state| state.load(Relaxed) != 0))

@@ -27,6 +27,7 @@ use crate::zone::Watermark;
 
 /// The purpose of a request for pages (Linux `gfp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Gfp {
     /// Kernel data.
     Kernel,

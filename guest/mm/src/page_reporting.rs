@@ -45,6 +45,20 @@ const ORDERS: [Order; 2] = [Order::MAX, Order::PAGEBLOCK];
 const TYPES: [MigrateType; 2] = [MigrateType::Unmovable, MigrateType::Movable];
 
 /// Buddy blocks that are lent to the host. Nothing but the host accesses them.
+///
+/// ```
+/// use tidevm_mm::Lent;
+/// use tidevm_mm_sim::SimMachine;
+///
+/// let mm = SimMachine::default().boot();
+/// let (mut lent, free) = (Lent::default(), mm.available_pages());
+/// mm.lend_unreported(&mut lent);
+/// let pages: u32 = lent.ranges().map(|range| range.pages()).sum();
+/// assert_eq!(mm.available_pages() + u64::from(pages), free);
+/// // The host takes the memory behind `lent.ranges()`, and answers.
+/// mm.put_back(&mut lent, true);
+/// assert_eq!(mm.available_pages(), free);
+/// ```
 #[derive(Debug, Default)]
 #[must_use = "these pages are lost until they are put back"]
 pub struct Lent(ArrayVec<(Pfn, Order), CAPACITY>);

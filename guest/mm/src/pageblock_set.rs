@@ -11,6 +11,15 @@ use core::ops::Range;
 use crate::addr::{PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PfnRange, SECTION_PAGEBLOCKS};
 
 /// A set of the 64 pageblocks (2 MiB each) of one section. Bit `i` is the `i`-th pageblock.
+///
+/// ```
+/// use tidevm_mm::PageblockSet;
+///
+/// // All but 8 MiB of a memory block are plugged.
+/// let plugged = PageblockSet::ALL.without(PageblockSet::range(16..20));
+/// assert_eq!(plugged.runs().collect::<Vec<_>>(), [0..16, 20..64]);
+/// assert_eq!(plugged.pages(), 60 * 512);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageblockSet(u64);
 

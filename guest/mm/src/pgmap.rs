@@ -38,6 +38,7 @@ pub struct PgmapNr(pub(crate) u8);
 
 /// Totals of device memory, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceStats {
     /// From the first page of a node's first range to the last page of its last range, summed over the nodes.
     /// This is all that a Device zone has: none of its pages is present, managed or free.
@@ -52,6 +53,7 @@ pub struct DeviceStats {
 
 /// The entry of one mapped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PgmapInfo {
     /// The whole range.
     pub range: PfnRange,

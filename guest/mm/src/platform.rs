@@ -2,7 +2,7 @@
 //!
 //! Takes the place of Linux's `arch_add_memory`, `vmemmap_populate`, `copy_highpage`,
 //! `smp_processor_id` and `synchronize_rcu`. The kernel implements it on hardware,
-//! `sim::Sim` for tests, more strictly than hardware would.
+//! `tidevm-mm-sim` for tests, more strictly than hardware would.
 //!
 //! Invariants: a memmap that `mm` has had mapped stays mapped until `mm` unmaps it; a step that fails has
 //! changed nothing.
@@ -44,6 +44,56 @@ pub(crate) use calls::Calls;
 /// - `this_cpu` returns the same number during a call into `mm`, and no other CPU has this number then.
 /// - `synchronize` returns only after every CPU has been outside of `mm`, or in
 ///   [`relax`](Self::relax), since it was called.
+///
+/// # Example
+/// The least that a platform can be: one CPU, and memory that is always mapped. The example `toy_guest` has it with memory that
+/// comes and goes.
+///
+/// ```
+/// use std::alloc::{Layout, alloc_zeroed};
+/// use std::ptr::NonNull;
+/// use tidevm_mm::{
+///     Gfp, Memblock, MemmapFrames, Mm, NoPageTable, Options, Order, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange,
+///     Platform, Section, SectionNr, SectionRange, Sparse,
+/// };
+///
+/// struct Plain;
+///
+/// // SAFETY: the window is always mapped, and there is one CPU.
+/// unsafe impl Platform for Plain {
+///     fn this_cpu(&self) -> usize { 0 }
+///     fn copy_pages(&self, _: &[(Pfn, Pfn)]) {}
+///     fn map_memmap(&self, _: SectionNr, _: Pfn) -> Result<(), NoPageTable> { Ok(()) }
+///     fn map_prepared_memmap(&self, _: SectionNr, _: Pfn) {}
+///     fn unmap_memmap(&self, _: SectionNr) {}
+///     fn map_memmap_base(&self, _: SectionNr, _: &MemmapFrames) -> Result<(), NoPageTable> { Err(NoPageTable) }
+///     fn unmap_memmap_base(&self, _: SectionNr) -> MemmapFrames { unreachable!("it maps none") }
+///     fn map_direct(&self, _: PfnRange) -> Result<(), NoPageTable> { Ok(()) }
+///     fn prepare(&self, _: SectionRange) -> Result<(), NoPageTable> { Ok(()) }
+///     fn map_prepared_direct(&self, _: PfnRange) {}
+///     fn release(&self, _: SectionRange) {}
+///     fn unmap_direct(&self, _: PfnRange) {}
+///     fn synchronize(&self) {}
+///     fn drained(&self) {}
+/// }
+///
+/// static SECTIONS: [Section; 2] = [const { Section::new() }; 2];
+/// static CPUS: [PerCpuPages; 1] = [PerCpuPages::new()];
+///
+/// // 2 MiB of struct pages for each section.
+/// let layout = Layout::from_size_align(2 * (2 << 20), 2 << 20)?;
+/// // SAFETY: the layout is not empty.
+/// let window = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("the host has 4 MiB");
+/// // SAFETY: the window has room for two sections, and nothing else uses it.
+/// let sparse = unsafe { Sparse::new(window.cast(), &SECTIONS) };
+/// let mm = Mm::new(Plain, sparse, &CPUS);
+/// let memblock = Box::leak(Box::new(Memblock::new()));
+/// memblock.add(PhysRange::new(PhysAddr::new(0), 256 << 20))?;
+/// mm.boot(memblock, Options::DEFAULT)?;
+/// let page = mm.alloc_pages(Order::PAGE, Gfp::Kernel)?;
+/// mm.free_pages(page, Order::PAGE);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub unsafe trait Platform: Sync {
     /// Number of the CPU that makes the call, below the number of CPUs given at boot.
     fn this_cpu(&self) -> usize;
@@ -160,6 +210,7 @@ impl core::error::Error for NoPageTable {}
 
 /// Steps of memory hotplug that [`Platform::fault`] can make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FaultStep {
     /// Mapping a run of pageblocks into the direct map.
     MapDirect,

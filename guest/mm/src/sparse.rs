@@ -178,7 +178,7 @@ impl Section {
     }
 
     /// Whether a page that is a tail may be all zero.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, feature = "hosted"))]
     pub(crate) fn is_sparse(&self) -> bool {
         self.memmap_content.load(Ordering::Relaxed) == Self::SPARSE
     }
@@ -294,7 +294,7 @@ impl Sparse {
         let before = section.state();
         assert!(before.leads_to(state), "{nr:?} goes from {before:?} to {state:?}");
         // A model of loom has no room for all pages of a section.
-        #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+        #[cfg(all(any(test, feature = "hosted"), not(feature = "loom")))]
         if state == SectionState::Initialised && !section.is_device() {
             self.view(nr, section).assert_initialised();
         }

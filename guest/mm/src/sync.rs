@@ -21,7 +21,7 @@ compile_error!("one model checker at a time: feature shuttle or feature loom");
 pub(crate) mod loom;
 #[cfg(feature = "shuttle")]
 pub(crate) mod shuttle;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "hosted"))]
 pub(crate) mod written;
 
 pub(crate) use core::sync::atomic::Ordering;
@@ -51,7 +51,7 @@ pub(crate) use core::sync::atomic::AtomicU32 as UnseenU32;
 pub(crate) use core::hint::spin_loop;
 #[cfg(not(any(feature = "shuttle", feature = "loom")))]
 pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
-#[cfg(all(any(test, feature = "sim"), not(any(feature = "shuttle", feature = "loom"))))]
+#[cfg(all(any(test, feature = "hosted"), not(any(feature = "shuttle", feature = "loom"))))]
 pub(crate) use std::{thread::yield_now, thread_local};
 
 #[cfg(all(test, feature = "loom"))]

@@ -16,6 +16,21 @@ use crate::sync::Ordering::{Acquire, Release};
 pub struct FlushTicket(u64);
 
 /// The requests of all CPUs.
+///
+/// ```
+/// use tidevm_mm::{FlushTickets, ServedTickets};
+///
+/// static WANTED: FlushTickets = FlushTickets::new();
+/// static SERVED: ServedTickets = ServedTickets::new();
+///
+/// // A CPU changes page tables, takes a ticket, and interrupts the others.
+/// let ticket = WANTED.request();
+/// assert!(!SERVED.has(ticket));
+/// // In the interrupt handler of another CPU:
+/// let mut flushes = 0;
+/// SERVED.serve(&WANTED, || flushes += 1);
+/// assert!(SERVED.has(ticket) && flushes == 1);
+/// ```
 pub struct FlushTickets {
     last: AtomicU64,
 }

@@ -3,7 +3,7 @@
 //! A model that finds nothing proves something only if it finds a fault that is there. Each [`Variant`]
 //! replaces one step of the real code by that of an older kernel, or by a likely mistake. V0 to V4 are names
 //! in the models of `tests/interleavings/pcp.rs`. A test chooses one by
-//! [`sim::model::with_variant`](crate::sim::model::with_variant) and sees the model fail.
+//! `hosted::model::choose` and sees the model fail.
 //!
 //! Invariant: without a model checker [`is`] is the constant `false`, so a kernel has none of this.
 

@@ -17,6 +17,7 @@ use crate::zone::Watermark;
 
 /// Counters of one zone, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ZoneStats {
     /// Which zone.
     pub zone: ZoneType,
@@ -73,6 +74,7 @@ impl ZoneStats {
 
 /// Levels that follow from the size of one zone, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ZoneInfo {
     /// Free pages below which the zone serves no ordinary request.
     pub min: u64,
@@ -89,6 +91,7 @@ pub struct ZoneInfo {
 
 /// One CPU's lists of one zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PcpInfo {
     /// Pages on them, those of pageblocks included.
     pub count: u32,
@@ -100,6 +103,7 @@ pub struct PcpInfo {
 
 /// Counters of the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
     /// One entry per zone, in the order of [`ZoneType::ALL`]: the sums over all nodes.
     pub zones: [ZoneStats; ZoneType::COUNT],

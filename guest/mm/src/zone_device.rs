@@ -57,7 +57,25 @@ use crate::sync::one_step;
 use crate::variant::{self, Variant};
 
 /// Device memory to be mapped (Linux `struct dev_pagemap`).
+///
+/// ```
+/// use tidevm_mm::{DevAltmap, DevPagemap, NodeId, SECTION_PAGES, SectionRange, SectionNr};
+/// use tidevm_mm_sim::SimMachine;
+///
+/// let mm = SimMachine::default().boot();
+/// // 256 MiB of persistent memory at 4 GiB, whose memmap lies behind its first 2 MiB.
+/// let range = SectionRange::new(SectionNr::new(32), 2).expect("it is below 16 TiB").frames();
+/// let altmap = DevAltmap { reserve: 512, free: 1024 };
+/// let nr = mm.memremap_pages(DevPagemap::new(range, NodeId::FIRST).with_altmap(altmap))?;
+/// // It has pages, and none of them is ever allocated. A driver counts the users of each.
+/// let page = range.start().add(SECTION_PAGES);
+/// mm.get_dev_page(page, 7)?;
+/// mm.put_dev_page(page, 7)?;
+/// mm.hotplug().memunmap_pages(nr)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DevPagemap {
     /// Its frames: whole sections.
     pub range: PfnRange,
@@ -65,6 +83,21 @@ pub struct DevPagemap {
     pub node: NodeId,
     /// Where its memmap lies: in the range itself, or else in the kernel's memory.
     pub altmap: Option<DevAltmap>,
+}
+
+impl DevPagemap {
+    /// `range` on `node`, with its memmap in the kernel's memory.
+    #[must_use]
+    pub const fn new(range: PfnRange, node: NodeId) -> Self {
+        Self { range, node, altmap: None }
+    }
+
+    /// The same with its memmap in the range itself.
+    #[must_use]
+    pub const fn with_altmap(mut self, altmap: DevAltmap) -> Self {
+        self.altmap = Some(altmap);
+        self
+    }
 }
 
 /// The start of a range that holds its memmap (Linux `struct vmem_altmap`). Both are multiples of
@@ -79,6 +112,7 @@ pub struct DevAltmap {
 
 /// Why device memory was not mapped. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemremapError {
     /// The range is empty.
     Empty,

@@ -8,11 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     FaultStep, Gfp, InitPolicy, MemoryContent, MhpFlags, Mm, NodeId, OfflineError, Options, Order,
     PageblockSet, PcpPolicy, Pfn, RemovalPolicy, SectionNr, SectionRange, SectionState, ZoneId, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::input::Input;
 use owner::Owner;
@@ -69,14 +69,10 @@ fn options(kind: u8) -> Options {
         (InitPolicy::Lazy, MemoryContent::Zero),
         (InitPolicy::Lazy, MemoryContent::Unknown),
     ][usize::from(kind % 3)];
-    Options {
-        init,
-        content,
-        pcp: if kind / 3 % 4 == 3 { PcpPolicy::DrainAgain } else { PcpPolicy::Disable },
-        memmap_on_memory: (kind / 3).is_multiple_of(2),
-        removal: if kind / 3 == 2 { RemovalPolicy::Range } else { RemovalPolicy::PerBlock },
-        ..SimMachine::OPTIONS
-    }
+    let pcp = if kind / 3 % 4 == 3 { PcpPolicy::DrainAgain } else { PcpPolicy::Disable };
+    let removal = if kind / 3 == 2 { RemovalPolicy::Range } else { RemovalPolicy::PerBlock };
+    let options = SimMachine::OPTIONS.with_init(init).with_content(content).with_pcp(pcp);
+    options.with_memmap_on_memory((kind / 3).is_multiple_of(2)).with_removal(removal)
 }
 
 const KINDS: u8 = 12;
@@ -265,7 +261,7 @@ impl Play<'_> {
         let nr = Self::section(input);
         let count = input.pick(&[1, 1, 1, 2, 4, 3, 0]);
         let plugged: Vec<_> = (0..count).map(|_| Self::pageblocks(input)).collect();
-        let flags = MhpFlags { content: self.content, memmap_on_memory: input.byte() < 200 };
+        let flags = MhpFlags::new(self.content).with_memmap_on_memory(input.byte() < 200);
         let added = self.mm().hotplug().add_memory(NodeId::FIRST, SectionNr::new(nr), &plugged, flags);
         let there = |nr: &u32| {
             self.blocks.iter().any(|(first, block)| (*first..first + block.plugged.len() as u32).contains(nr))

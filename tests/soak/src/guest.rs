@@ -7,11 +7,11 @@
 
 use std::sync::Mutex;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, Gfp, InitPolicy, MemoryContent, MhpFlags, Mm, MovableOwner, NodeId, OfflineError, Options,
-    Order, OwnerId, PageblockSet, Pfn, PhysAddr, SECTION_SIZE, SectionNr, ZoneType,
+    FaultStep, Gfp, InitPolicy, MemoryContent, MhpFlags, Mm, MovableOwner, NodeId, OfflineError, Order,
+    OwnerId, PageblockSet, Pfn, PhysAddr, SECTION_SIZE, SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 use virtio_mem::{Action, IdleReason, Outcome};
 
 use crate::Random;
@@ -52,7 +52,8 @@ impl Guest {
         let (init, content) = random
             .pick(&[(InitPolicy::Eager, MemoryContent::Unknown), (InitPolicy::Lazy, MemoryContent::Zero)]);
         let memmap_on_memory = random.chance(70);
-        let options = Options { init, content, memmap_on_memory, ..SimMachine::OPTIONS };
+        let options = SimMachine::OPTIONS.with_init(init).with_content(content);
+        let options = options.with_memmap_on_memory(memmap_on_memory);
         let memory = [(0, 8 * 1024)].into();
         let mm = SimMachine { memory, cpus: CPUS as usize, options, ..SimMachine::default() }.boot();
         let slots: &'static Slots = Box::leak(Box::new(Slots { slots: Mutex::new(vec![None; SLOTS]) }));
@@ -79,7 +80,7 @@ impl Guest {
         let done = match action {
             Action::AddMemoryBlocks { addr, size, fresh } => {
                 let content = if fresh { self.content } else { MemoryContent::Unknown };
-                let flags = MhpFlags { content, memmap_on_memory: self.memmap_on_memory };
+                let flags = MhpFlags::new(content).with_memmap_on_memory(self.memmap_on_memory);
                 return range(size, random, |done| {
                     let at = addr + done;
                     let add = (size - done).min(MEMORY_BLOCK - at % MEMORY_BLOCK);

@@ -58,7 +58,7 @@ impl DeviceAndDriver {
     pub fn with_region(size: u64, memmap_size: u64) -> Self {
         let devices = Devices::new(Size(BOOT), &HotplugConfig::new(Size(size)));
         let mut devices = devices.expect("address space for a small machine");
-        let geometry = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size, min_block_size: BLOCK };
+        let geometry = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(memmap_size);
         initialise(&mut devices);
         let driver = driver(&mut devices, geometry);
         Self { devices, driver, geometry, sent: 0, not_zero: 0 }

@@ -11,6 +11,40 @@ use crate::blocks::{BlockBitmap, BlockRange};
 /// The memory behind a device: makes device blocks accessible to the guest, and takes them away again.
 ///
 /// The device asks for it after it has validated a request and before it changes its own state.
+///
+/// A host that has room for 64 MiB, and cannot do more for now:
+///
+/// ```
+/// use virtio_mem::{Backing, Busy, Device, DeviceConfig, PluggedRuns, Request, RequestKind, ResponseType, Span};
+///
+/// struct Budget(u64);
+/// impl Backing for Budget {
+///     fn plug(&mut self, span: Span) -> Result<(), Busy> {
+///         // A VMM maps `span.size()` bytes at `span.addr()`, or makes them accessible. What fails is undone.
+///         self.0 = self.0.checked_sub(span.size()).ok_or(Busy::because("no memory is left"))?;
+///         Ok(())
+///     }
+///     fn unplug(&mut self, span: Span) -> Result<(), Busy> {
+///         self.0 += span.size();
+///         Ok(())
+///     }
+///     fn unplug_all(&mut self, plugged: &PluggedRuns) -> Result<(), Busy> {
+///         plugged.runs().try_for_each(|run| self.unplug(run))
+///     }
+/// }
+///
+/// let (mut device, mut host) = (Device::new(DeviceConfig::new(4 << 30, 1 << 30, 2 << 20))?, Budget(64 << 20));
+/// device.resize(1 << 30)?;
+/// let mut plug = |addr| {
+///     let request = Request { kind: RequestKind::Plug, addr, nb_blocks: 32 };
+///     device.handle(&request.to_bytes(), &mut host).kind
+/// };
+/// assert_eq!(plug(4 << 30), ResponseType::Ack);
+/// assert_eq!(plug((4 << 30) + (64 << 20)), ResponseType::Busy);
+/// // The driver is told to try again after a pause.
+/// assert_eq!((device.retry_after_ms(), device.plugged_size()), (Some(100), 64 << 20));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Backing {
     /// Makes `span`, which is unplugged, readable and writable for the guest.
     ///

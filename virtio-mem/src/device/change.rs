@@ -35,7 +35,7 @@
 use super::{Backing, Busy, Device, PluggedRuns, Refusal, Span};
 use crate::wire::{Request, Response, ResponseType};
 
-/// What a request comes to.
+/// What a request comes to: one or the other, in every version.
 #[derive(Debug)]
 #[must_use]
 pub enum Begun {

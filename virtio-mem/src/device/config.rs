@@ -12,6 +12,18 @@ use crate::wire::{F_ACPI_PXM, F_PERSISTENT_SUSPEND, F_UNPLUGGED_INACCESSIBLE};
 pub const DEFAULT_EXTENT: u64 = 256 << 20;
 
 /// The fixed properties of a device.
+///
+/// ```
+/// use virtio_mem::DeviceConfig;
+/// use virtio_mem::device::ResizeError;
+///
+/// let mut config = DeviceConfig::new(4 << 30, 8 << 30, 2 << 20);
+/// // For a Linux guest with 64 GiB or more, whose memory blocks have 2 GiB.
+/// config.extent = 4 << 30;
+/// config.node_id = Some(1);
+/// assert_eq!(config.check_size(1 << 30), Ok(()));
+/// assert_eq!(config.check_size(16 << 30), Err(ResizeError::BeyondRegion { region_size: 8 << 30 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DeviceConfig {

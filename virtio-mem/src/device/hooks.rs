@@ -2,7 +2,7 @@
 //!
 //! Mirrors QEMU's `RamDiscardManager` and its listeners (`include/system/memory.h`, used by `hw/vfio/` and
 //! `migration/ram.c`). A [`Hook`] that maps memory for a device (VFIO, vhost-user) or keeps a log of dirty pages sees
-//! exactly what the guest may use. `tests/hooks.rs` has worked examples: an IOMMU with few mappings, a dirty log, and a
+//! exactly what the guest may use. `tests/library/hooks.rs` has worked examples: an IOMMU with few mappings, a dirty log, and a
 //! memfd as the backing.
 //!
 //! The order is QEMU's. A plug comes to the backing first, because an IOMMU pins pages that have to be accessible, and is
@@ -42,6 +42,40 @@ impl<A: Hook, B: Hook> Hook for (A, B) {
 }
 
 /// A backing with a hook.
+///
+/// ```
+/// use virtio_mem::device::hooks::{Hook, Hooked};
+/// use virtio_mem::{Backing, Busy, Device, DeviceConfig, PluggedRuns, Request, RequestKind, Span};
+///
+/// /// Memory that is always there.
+/// struct Host;
+/// impl Backing for Host {
+///     fn plug(&mut self, _: Span) -> Result<(), Busy> { Ok(()) }
+///     fn unplug(&mut self, _: Span) -> Result<(), Busy> { Ok(()) }
+///     fn unplug_all(&mut self, _: &PluggedRuns) -> Result<(), Busy> { Ok(()) }
+/// }
+///
+/// /// Counts the bytes that a device of the guest may reach.
+/// struct Mapped(u64);
+/// impl Hook for Mapped {
+///     fn map(&mut self, span: Span) -> Result<(), Busy> {
+///         self.0 += span.size();
+///         Ok(())
+///     }
+///     fn unmap(&mut self, span: Span) {
+///         self.0 -= span.size();
+///     }
+/// }
+///
+/// let mut device = Device::new(DeviceConfig::new(4 << 30, 1 << 30, 2 << 20))?;
+/// let mut memory = Hooked::new(Host, Mapped(0));
+/// device.resize(64 << 20)?;
+/// for (kind, mapped) in [(RequestKind::Plug, 64 << 20), (RequestKind::UnplugAll, 0)] {
+///     device.handle(&Request { kind, addr: 4 << 30, nb_blocks: 32 }.to_bytes(), &mut memory);
+///     assert_eq!(memory.hook.0, mapped);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Hooked<B, H> {
     /// The backing.

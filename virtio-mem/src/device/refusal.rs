@@ -11,6 +11,7 @@ use crate::wire::{BadRequest, Request, ResponseType};
 
 /// Why a [`DeviceConfig`](super::DeviceConfig) is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The device block size is not a power of two.
     BlockSize,
@@ -32,7 +33,8 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// Why a size cannot be requested.
+/// Why a size cannot be requested. Nothing else can be wrong with a size, so this enum is exhaustive: a VMM answers each case in
+/// its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResizeError {
     /// The size is not a multiple of the device block size.
@@ -64,6 +66,7 @@ impl core::error::Error for ResizeError {}
 
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The bytes are not a request.
     BadRequest(BadRequest),
@@ -116,12 +119,15 @@ impl fmt::Display for Refusal {
 
 /// A refused request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refused {
     /// The request; `None` when the bytes were not a request.
     pub request: Option<Request>,
     /// Why it was refused.
     pub why: Refusal,
 }
+
+impl core::error::Error for Refusal {}
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,3 +137,5 @@ impl fmt::Display for Refused {
         self.why.fmt(f)
     }
 }
+
+impl core::error::Error for Refused {}

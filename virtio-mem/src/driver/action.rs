@@ -11,6 +11,9 @@ use super::idle::{Idle, IdleReason};
 use crate::wire::{Config, Request, Response};
 
 /// An action that the driver asks the guest to carry out.
+///
+/// A guest has to know all of them: one that it passed over would stop the driver. So this enum is exhaustive, and another
+/// action is a breaking change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Read the configuration space, or at least the fields at [`RUN_TIME_OFFSETS`](crate::wire::RUN_TIME_OFFSETS), under
@@ -63,6 +66,7 @@ pub enum Action {
 
 /// The outcome of an [`Action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// The configuration space was read, all of it under this configuration generation.
     Config(Config, u32),

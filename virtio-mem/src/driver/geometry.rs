@@ -18,12 +18,34 @@
 
 use core::fmt;
 
-use super::DriverConfig;
 use crate::blocks::BlockRange;
 use crate::wire::Config;
 
+/// The properties of the guest that the driver needs.
+///
+/// ```
+/// use virtio_mem::DriverConfig;
+///
+/// // Memory blocks of 128 MiB whose first 2 MiB hold the memmap. The guest can use parts that are multiples of 2 MiB.
+/// let guest = DriverConfig::new(128 << 20, 2 << 20).with_memmap_size(2 << 20);
+/// assert_eq!((guest.memory_block_size, guest.memmap_size, guest.min_block_size), (128 << 20, 2 << 20, 2 << 20));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DriverConfig {
+    /// Size and alignment in bytes of a memory block, the unit in which the guest adds and removes memory. A
+    /// memory block has at most as many device blocks as one request can name.
+    pub memory_block_size: u64,
+    /// Number of bytes at the start of every memory block that hold its memmap; 0 when the memmap lies elsewhere.
+    pub memmap_size: u64,
+    /// Size in bytes of the smallest part of a memory block that the guest can take in or give up. Smaller device blocks
+    /// are plugged and unplugged by so many as make one.
+    pub min_block_size: u64,
+}
+
 /// Why the driver cannot work with a configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The device block size is not a power of two.
     BlockSize,
@@ -61,6 +83,20 @@ impl fmt::Display for ConfigError {
 impl core::error::Error for ConfigError {}
 
 impl DriverConfig {
+    /// A guest with memory blocks of `memory_block_size` bytes, that can take in and give up parts of `min_block_size` bytes. The
+    /// memmap of a memory block lies elsewhere.
+    #[must_use]
+    pub const fn new(memory_block_size: u64, min_block_size: u64) -> Self {
+        Self { memory_block_size, memmap_size: 0, min_block_size }
+    }
+
+    /// The same with another [`memmap_size`](Self::memmap_size).
+    #[must_use]
+    pub const fn with_memmap_size(mut self, memmap_size: u64) -> Self {
+        self.memmap_size = memmap_size;
+        self
+    }
+
     /// The same, changed to fit the region that `config` describes.
     ///
     /// A memory block becomes as large as a device block that is larger. Otherwise memory blocks are halved, down to

@@ -5,6 +5,8 @@
 //! gain. After enough pauses the driver waits for the guest to report freed memory, where that can help. The
 //! driver has no clock: its caller measures the pause.
 
+use core::fmt;
+
 use super::Driver;
 
 /// The first pause, in milliseconds.
@@ -18,6 +20,7 @@ const DOUBLINGS: u32 = (LONGEST_PAUSE_MS / FIRST_PAUSE_MS).next_power_of_two().i
 
 /// Why the driver is idle before it has reached its target, or why an action failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IdleReason {
     /// The host cannot do it at the moment, or has lowered the requested size.
     HostBusy,
@@ -33,6 +36,21 @@ pub enum IdleReason {
     Granularity,
 }
 
+impl fmt::Display for IdleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IdleReason::HostBusy => "the host cannot do it at the moment, or wants less",
+            IdleReason::Unmovable => "pages in the range cannot be moved",
+            IdleReason::NoMemory => "the guest has no memory for page tables or a memmap",
+            IdleReason::NoRoom => "there is no memory to move pages to, or no usable block is left",
+            IdleReason::DeviceError => "the device violated the specification, or does not answer",
+            IdleReason::Granularity => "what is left is less than the guest can take in",
+        })
+    }
+}
+
+impl core::error::Error for IdleReason {}
+
 impl IdleReason {
     /// Whether the guest notices when the cause may be gone, and then calls [`Driver::retry`].
     const fn guest_notices_end(self) -> bool {
@@ -43,7 +61,8 @@ impl IdleReason {
     }
 }
 
-/// The driver has nothing to do, until [`Driver::config_changed`] or [`Driver::retry`].
+/// The driver has nothing to do, until [`Driver::config_changed`] or [`Driver::retry`]. A guest that did not know one of these
+/// might wait for ever, so the enum is exhaustive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
     /// The plugged size is the requested size.

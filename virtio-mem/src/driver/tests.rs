@@ -50,7 +50,7 @@ impl Guest {
             requested_size: 0,
         };
         let memory_block_size = if memmap_size > BLOCK { memmap_size * 64 } else { MEMORY_BLOCK };
-        let driver = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
+        let driver = DriverConfig::new(memory_block_size, BLOCK).with_memmap_size(memmap_size);
         Guest { driver: Driver::new(driver, config, 0).unwrap(), config, told: None, generation: 0 }
     }
 

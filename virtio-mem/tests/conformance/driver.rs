@@ -8,8 +8,7 @@ use super::Row;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
 const ADDR: u64 = 4 << 30;
-const GUEST: DriverConfig =
-    DriverConfig { memory_block_size: 128 * MIB, memmap_size: BLOCK, min_block_size: BLOCK };
+const GUEST: DriverConfig = DriverConfig::new(128 * MIB, BLOCK).with_memmap_size(BLOCK);
 
 const ACK: u16 = 0;
 const NACK: u16 = 1;
@@ -282,7 +281,7 @@ fn bad_configs() {
         assert_eq!(verdict(bad), Err(reason), "{bad:?}");
     }
     let guest = |memory_block_size, memmap_size| {
-        let guest = DriverConfig { memory_block_size, memmap_size, min_block_size: BLOCK };
+        let guest = DriverConfig::new(memory_block_size, BLOCK).with_memmap_size(memmap_size);
         Driver::new(guest, good, 0).map(|_| ())
     };
     assert_eq!(guest(0, 0), Err(ConfigError::MemoryBlockSize));

@@ -68,11 +68,7 @@ impl Shape {
         let last = self.region_size % self.memory_block;
         let is_aligned = self.addr.is_multiple_of(self.memory_block);
         let inside = self.memmap_inside && (last == 0 || last > memmap_size || !is_aligned);
-        DriverConfig {
-            memory_block_size: self.memory_block,
-            memmap_size: if inside { memmap_size } else { 0 },
-            min_block_size: MIN_BLOCK,
-        }
+        DriverConfig::new(self.memory_block, MIN_BLOCK).with_memmap_size(if inside { memmap_size } else { 0 })
     }
 
     /// The unit in which the guest plugs.

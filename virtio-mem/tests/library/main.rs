@@ -1,6 +1,7 @@
 //! The device as a library of a VMM: saving and restoring, requests in two halves, retries, hooks and counts.
 
 mod change;
+mod errors;
 mod hooks;
 mod retry;
 mod state;

@@ -1,6 +1,6 @@
 //! Parts of the VMM without KVM, and failures of the host on demand, for the tests of other packages.
 //!
-//! Takes the place that `tidevm_mm::sim` has for the guest: the code is that of the VMM, and only KVM is missing.
+//! Takes the place that `tidevm-mm-sim` has for the guest: the code is that of the VMM, and only KVM is missing.
 //! It is there with the feature `hosted`, with which no program is built.
 //!
 //! Invariant: what a caller reaches through [`Devices`] is what a guest and the event loop reach in a VM.

@@ -101,7 +101,7 @@ fn remove_and_add(range: SectionRange) -> Result<(), Failure> {
     MM.hotplug().offline_and_remove_memory(range).map_err(translate::not_removed)?;
     for (block, plugged) in before {
         let zone = block.zone.expect("a memory block that was offlined was online").zone_type();
-        let flags = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: block.memmap_on_memory };
+        let flags = MhpFlags::new(MemoryContent::Unknown).with_memmap_on_memory(block.memmap_on_memory);
         retry(|| MM.hotplug().add_memory(block.node, block.first, &plugged, flags));
         retry(|| MM.hotplug().online(block.first, zone));
     }

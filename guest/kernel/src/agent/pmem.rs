@@ -179,7 +179,9 @@ fn claim(devices: u8, altmap: Option<u32>) -> Result<[Option<DevPagemap>; MAX_PM
         let range = device.frames()?;
         let free = range.pages() / SECTION_PAGES * MEMMAP_PAGES;
         let altmap = altmap.map(|reserve| DevAltmap { reserve, free });
-        wanted[index] = Some(DevPagemap { range, node: NodeId::FIRST, altmap });
+        let mut map = DevPagemap::new(range, NodeId::FIRST);
+        map.altmap = altmap;
+        wanted[index] = Some(map);
     }
     for (device, _) in table.iter_mut().flatten().zip(&wanted).filter(|(_, wanted)| wanted.is_some()) {
         device.state = State::Busy;

@@ -101,8 +101,9 @@ pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
         boot: block.boot,
         state: match block.state {
             mm::BlockState::Online => abi::BlockState::Online,
-            mm::BlockState::Offline => abi::BlockState::Offline,
             mm::BlockState::Deferred => abi::BlockState::Deferred,
+            // Nothing of any other memory block can be allocated.
+            _ => abi::BlockState::Offline,
         },
         zone: block.zone.map(|zone| zone_name(zone.zone_type())),
         node: block.node.get(),
@@ -175,13 +176,14 @@ pub fn not_offline(error: OfflineError) -> ResizeState {
 fn owner(holder: Holder) -> abi::Owner {
     match holder {
         Holder::Reserved => abi::Owner::Reserved,
-        Holder::Kernel | Holder::Unclaimed | Holder::Lent => abi::Owner::Kernel,
         Holder::Tagged(handle) => abi::Owner::Workload(handle),
         Holder::PageTable => abi::Owner::PageTable,
         Holder::Memmap => abi::Owner::Memmap,
         Holder::Owned { index, .. } => {
             workload::handle_of(index).map_or(abi::Owner::Kernel, abi::Owner::Workload)
         }
+        // `Kernel`, `Unclaimed`, `Lent`, and what later versions of `mm` tell apart.
+        _ => abi::Owner::Kernel,
     }
 }
 
@@ -208,15 +210,17 @@ pub fn not_mapped(error: MemremapError) -> PmemFailure {
         MemremapError::TooMany => PmemFailure::TooMany,
         MemremapError::NoPageTable => PmemFailure::NoPageTable,
         MemremapError::NoMemory => PmemFailure::NoMemory,
+        other => panic!("`mm` refuses device memory for a reason that the kernel does not know: {other}"),
     }
 }
 
 /// Why a range of device memory was not unmapped.
 pub fn not_unmapped(error: MemunmapError) -> PmemFailure {
     match error {
-        MemunmapError::NotMapped | MemunmapError::Initialising => PmemFailure::NotMapped,
         MemunmapError::InUse { refs, first } => {
             PmemFailure::InUse { refs, first: first.map(|(pfn, user)| (pfn.get().into(), user.tag)) }
         }
+        // `NotMapped`, and `Initialising`, which is not mapped yet.
+        _ => PmemFailure::NotMapped,
     }
 }

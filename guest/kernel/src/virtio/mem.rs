@@ -140,7 +140,7 @@ impl<T: Transport> MemDriver<T> {
 
     fn add(&mut self, addr: u64, size: u64, fresh: bool) -> Outcome {
         let content = if fresh && self.zeroed { MemoryContent::Zero } else { MemoryContent::Unknown };
-        let flags = MhpFlags { content, memmap_on_memory: self.geometry.memmap_size > 0 };
+        let flags = MhpFlags::new(content).with_memmap_on_memory(self.geometry.memmap_size > 0);
         let memory_block = self.geometry.memory_block_size;
         let added = range::add(self.node, (addr, size), memory_block, flags, self.turn());
         if added.as_ref().map_or_else(|stopped| stopped.done > 0, |()| true) {

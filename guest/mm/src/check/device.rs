@@ -52,7 +52,7 @@ impl<P: Platform> Mm<P> {
 
     /// Checks the pages of a live pgmap: all of them in hosted builds, else one per pageblock.
     fn check_device_pages(&self, nr: PgmapNr, pgmap: &Pgmap) {
-        let step = if cfg!(any(test, feature = "sim")) { 1 } else { PAGEBLOCK_PAGES as usize };
+        let step = if cfg!(any(test, feature = "hosted")) { 1 } else { PAGEBLOCK_PAGES as usize };
         let (refs, pages) = (pgmap.refs(), pgmap.device_pages());
         assert!(refs >= pages.pages().into(), "pgmap {nr:?}: {refs} references to {pages:?}");
         for pfn in pages.frames().step_by(step) {

@@ -27,6 +27,7 @@ use crate::platform::{NoPageTable, Platform};
 
 /// Why a memory block was not added. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AddError {
     /// There cannot be a memory block of so many sections at this place.
     Misaligned,
@@ -77,6 +78,7 @@ impl From<NoPageTable> for AddError {
 
 /// How memory is added (Linux `mhp_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MhpFlags {
     /// The content of the memory.
     pub content: MemoryContent,
@@ -85,10 +87,25 @@ pub struct MhpFlags {
     pub memmap_on_memory: bool,
 }
 
-impl From<MemoryContent> for MhpFlags {
-    /// The memmap may lie in the memory.
-    fn from(content: MemoryContent) -> Self {
+impl MhpFlags {
+    /// Memory with this content. The memmap may lie in it.
+    #[must_use]
+    pub const fn new(content: MemoryContent) -> Self {
         Self { content, memmap_on_memory: true }
+    }
+
+    /// The same with another [`memmap_on_memory`](Self::memmap_on_memory).
+    #[must_use]
+    pub const fn with_memmap_on_memory(mut self, memmap_on_memory: bool) -> Self {
+        self.memmap_on_memory = memmap_on_memory;
+        self
+    }
+}
+
+impl From<MemoryContent> for MhpFlags {
+    /// As [`MhpFlags::new`].
+    fn from(content: MemoryContent) -> Self {
+        Self::new(content)
     }
 }
 

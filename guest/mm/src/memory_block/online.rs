@@ -29,6 +29,7 @@ use crate::sparse::SectionState;
 
 /// Why memory was not put into a zone. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OnlineError {
     /// No memory block that was added begins there.
     NotPresent,

@@ -29,7 +29,7 @@ use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionState;
 use crate::sync::Ordering::Relaxed;
 
-/// Why a memory block was not added and put online.
+/// Why a memory block was not added and put online: which of the two steps failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddAndOnlineError {
     /// It was not added.
@@ -70,6 +70,19 @@ pub struct AddedPart {
     pub error: AddAndOnlineError,
 }
 
+impl fmt::Display for AddedPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "memory is added and online up to {:#x} only: {}",
+            self.end.start().address().get(),
+            self.error
+        )
+    }
+}
+
+impl core::error::Error for AddedPart {}
+
 /// Only a part of a range was taken offline and removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemovedPart {
@@ -78,6 +91,18 @@ pub struct RemovedPart {
     /// Why the memory block below it was not. None when the caller wanted no more.
     pub error: Option<OfflineError>,
 }
+
+impl fmt::Display for RemovedPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory is removed from {:#x} on only", self.first.start().address().get())?;
+        match self.error {
+            Some(error) => write!(f, ": {error}"),
+            None => f.write_str(", because no more was wanted"),
+        }
+    }
+}
+
+impl core::error::Error for RemovedPart {}
 
 impl<P: Platform> Hotplug<'_, P> {
     /// Adds the sections of `range`, wholly plugged, to `node` as memory blocks of `block_sections` sections each, and

@@ -18,6 +18,7 @@ use crate::sparse::SectionState;
 
 /// Why a memory block was not removed. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RemoveError {
     /// No memory block that was added begins there.
     NotPresent,

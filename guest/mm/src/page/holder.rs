@@ -12,6 +12,7 @@ pub struct OwnerId(pub u8);
 
 /// The holder of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Holder {
     /// Not named yet: a movable page between its allocation and
     /// [`Mm::set_owner`](crate::Mm::set_owner).

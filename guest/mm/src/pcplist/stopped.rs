@@ -168,7 +168,8 @@ impl<'m, P: Platform> StoppedLists<'m, P> {
 /// lists are enabled once, by the holder that disabled them:
 ///
 /// ```compile_fail,E0382
-/// use tidevm_mm::{NodeId, ZoneType, sim::SimMachine};
+/// use tidevm_mm::{NodeId, ZoneType};
+/// use tidevm_mm_sim::SimMachine;
 ///
 /// let disabled = SimMachine::default().boot().zone_pcp_disable(NodeId::FIRST.zone(ZoneType::Dma32));
 /// drop(disabled);

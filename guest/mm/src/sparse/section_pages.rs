@@ -64,7 +64,7 @@ impl<'s> SectionPages<'s> {
 
     /// Checks that every page means something: it was written for the section's zone, or the memmap is known to be
     /// zero where it was not.
-    #[cfg(all(any(test, feature = "sim"), not(feature = "loom")))]
+    #[cfg(all(any(test, feature = "hosted"), not(feature = "loom")))]
     pub(super) fn assert_initialised(&self) {
         if self.section.is_sparse() {
             return;

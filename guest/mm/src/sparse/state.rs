@@ -11,6 +11,7 @@ use crate::lock::Locks;
 /// How far a section is on its way into a zone. Every policy of initialisation and every life cycle is a
 /// walk along these states, forward and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum SectionState {
     /// Its memmap is not mapped, or about to be unmapped.

@@ -27,7 +27,7 @@ std::thread_local! {
 
 /// What was right about a pageblock: its place, the writes until then, and as what it was right.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// The address of its first struct page.
     place: usize,
     writes: u64,
@@ -38,18 +38,18 @@ impl Seen {
     const NOTHING: Self = Self { place: 0, writes: 0, meaning: 0 };
 
     /// The pageblock whose first struct page is `first`, as it is now. It is to be looked at with `meaning`.
-    pub(crate) fn now<T>(first: &T, meaning: u32) -> Self {
+    pub fn now<T>(first: &T, meaning: u32) -> Self {
         let place = core::ptr::from_ref(first).addr();
         Self { place, writes: WRITES[element(place)].load(SeqCst), meaning }
     }
 
     /// Whether this thread has noted the same before.
-    pub(crate) fn is_known(self) -> bool {
+    pub fn is_known(self) -> bool {
         SEEN.with(|seen| seen[element(self.place)].get() == self)
     }
 
     /// Notes that the pageblock was right.
-    pub(crate) fn note(self) {
+    pub fn note(self) {
         SEEN.with(|seen| seen[element(self.place)].set(self));
     }
 }
@@ -60,6 +60,6 @@ fn element(place: usize) -> usize {
 }
 
 /// States of struct pages of the pageblock of `page` were written.
-pub(crate) fn made<T>(page: &T) {
+pub fn made<T>(page: &T) {
     WRITES[element(core::ptr::from_ref(page).addr())].fetch_add(1, SeqCst);
 }

@@ -169,7 +169,7 @@ impl<'m> ZoneGuard<'m> {
 impl Drop for ZoneGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        #[cfg(any(test, feature = "sim"))]
+        #[cfg(any(test, feature = "hosted"))]
         assert!(
             self.lists.free() <= self.zone.managed(),
             "{:?} has {} pages free and {} managed",

@@ -20,6 +20,7 @@ use crate::sparse::SectionState;
 
 /// Why device memory was not unmapped. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemunmapError {
     /// There is no such pgmap; it is counted in [`DeviceStats::invalid`](crate::DeviceStats::invalid).
     NotMapped,

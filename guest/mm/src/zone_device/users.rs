@@ -16,6 +16,7 @@ use crate::platform::Platform;
 
 /// Why a page of device memory cannot be used, or given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DevPageError {
     /// It is not a page of device memory that is mapped.
     NotDevice,
@@ -39,6 +40,7 @@ impl core::error::Error for DevPageError {}
 
 /// A page of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DevPage {
     /// Its pgmap.
     pub pgmap: PgmapNr,

@@ -15,11 +15,11 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, PcpPolicy, Pfn, SECTION_PAGES,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, PcpPolicy, Pfn, SECTION_PAGES,
     SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 const BLOCK: SectionNr = SectionNr::new(32);
 const PAGES: usize = 2000;
@@ -40,15 +40,11 @@ fn machine(name: &str) -> SimMachine {
     match name {
         "eager" => machine,
         "lazy" => SimMachine {
-            options: Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero),
             ..machine
         },
-        "deferred" => {
-            SimMachine { options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS }, ..machine }
-        }
-        "drains" => {
-            SimMachine { options: Options { pcp: PcpPolicy::DrainAgain, ..SimMachine::OPTIONS }, ..machine }
-        }
+        "deferred" => SimMachine { options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred), ..machine },
+        "drains" => SimMachine { options: SimMachine::OPTIONS.with_pcp(PcpPolicy::DrainAgain), ..machine },
         _ => panic!("no machine is called {name}"),
     }
 }

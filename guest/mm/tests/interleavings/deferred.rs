@@ -6,9 +6,9 @@
 //! Numbers such as S1.5 are those of the claims in `docs/features.toml`.
 
 use shuttle::thread;
-use tidevm_mm::sim::model::{Machine, Variant, alone};
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model::{Variant, alone};
 use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Mm, Options, Order, Pfn, SECTION_PAGES};
+use tidevm_mm_sim::{Machine, Sim, SimMachine};
 
 use crate::machine::in_schedule;
 use crate::schedules::{fails, holds};
@@ -24,7 +24,7 @@ const USABLE: [u32; 2] = [6, 5];
 /// Buddy blocks of the largest order that an allocation takes: more than the first section has.
 const TAKES: usize = 8;
 
-const LAZY: Options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+const LAZY: Options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
 
 /// Memory whose memmap is known to be zero has few pages to write. Most of it is in use, so few allocations are enough.
 fn machine(options: Options) -> Machine {
@@ -149,5 +149,5 @@ fn claims_without_the_lock_initialise_twice() {
 /// S1.5: Linux has this window since its workers run with interrupts on.
 #[test]
 fn growing_that_ends_with_the_workers_start_fails_allocations() {
-    fails(None, &[FAILED], || allocation_with(Options { grow: false, ..LAZY }, &[work]));
+    fails(None, &[FAILED], || allocation_with(LAZY.with_grow(false), &[work]));
 }

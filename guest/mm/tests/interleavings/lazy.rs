@@ -6,14 +6,14 @@
 //! Numbers such as S2.13 are those of the claims in `docs/features.toml`.
 
 use shuttle::thread;
-use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Mm, Options, Order, Pfn};
+use tidevm_mm::{Gfp, InitPolicy, MemoryContent, Mm, Order, Pfn};
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::machine::{boot, in_schedule, small};
 use crate::schedules::holds;
 
 fn machine() -> SimMachine {
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     SimMachine { options, ..small() }
 }
 

@@ -5,12 +5,12 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use shuttle::thread;
-use tidevm_mm::sim::model::Machine;
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model;
 use tidevm_mm::{
     Gfp, MemoryContent, Mm, MovableOwner, NodeId, Order, OwnerId, PageblockSet, Pfn, SECTION_PAGES,
     SectionNr, Stats, ZoneId, ZoneType,
 };
+use tidevm_mm_sim::{Machine, Sim, SimMachine};
 
 pub const MOVABLE: ZoneId = NodeId::FIRST.zone(ZoneType::Movable);
 
@@ -55,6 +55,11 @@ pub fn step_on<R>(mm: &Mm<Sim>, cpu: usize, body: impl FnOnce() -> R) -> R {
     Sim::run_on(cpu, || mm.platform().step(body))
 }
 
+/// Calls `body`, in which each access to memory is a scheduling point.
+pub fn scheduled<R>(machine: &Machine, body: impl FnOnce(&Mm<Sim>) -> R) -> R {
+    model::scheduled(|| body(machine))
+}
+
 /// All pages that can be allocated, in each zone.
 fn usable(stats: &Stats) -> Vec<(u64, u64)> {
     stats.zones.iter().map(|zone| (zone.managed, zone.free + zone.pcp + zone.deferred)).collect()
@@ -64,7 +69,7 @@ fn usable(stats: &Stats) -> Vec<(u64, u64)> {
 /// before. `threads` gives back what it takes.
 pub fn in_schedule(machine: &Machine, held: u64, threads: impl FnOnce(&Mm<Sim>)) {
     let before = usable(&machine.stats());
-    machine.scheduled(threads);
+    scheduled(machine, threads);
     machine.check();
     let (mut expected, now) = (before, machine.stats());
     // The pages that were in use before and are not any more.

@@ -9,15 +9,14 @@
 //! Numbers such as S3.1 are those of the claims in `docs/features.toml`.
 
 use shuttle::thread;
-use tidevm_mm::sim::model::{Machine, Variant, alone};
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model::{Variant, alone};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, Order, PageblockSet, PcpPolicy, Pfn,
-    SectionNr,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet, PcpPolicy, Pfn, SectionNr,
 };
+use tidevm_mm_sim::{Machine, Sim, SimMachine};
 
 use crate::machine::{
-    BLOCK, BLOCKS, MOVABLE, Tenant, add, boot, in_schedule, movable_page, online, small, step_on,
+    BLOCK, BLOCKS, MOVABLE, Tenant, add, boot, in_schedule, movable_page, online, scheduled, small, step_on,
 };
 use crate::schedules::{fails, holds};
 
@@ -81,7 +80,7 @@ fn free(mm: &Mm<Sim>, page: Pfn) {
 }
 
 fn with_policy(pcp: PcpPolicy) -> SimMachine {
-    SimMachine { options: Options { pcp, ..SimMachine::OPTIONS }, ..small() }
+    SimMachine { options: SimMachine::OPTIONS.with_pcp(pcp), ..small() }
 }
 
 /// A machine that does not disable lists, and drains them in each round.
@@ -284,7 +283,7 @@ fn limits_are_not_updated_while_disabled() {
         add(&machine, BLOCKS[1]);
         let page = movable_page(&machine);
         let updates = machine.stats().pcp_limit_updates;
-        machine.scheduled(|mm| {
+        scheduled(&machine, |mm| {
             thread::scope(|scope| {
                 scope.spawn(|| Sim::run_on(1, || online(mm, BLOCKS[1])));
                 let disabled = mm.zone_pcp_disable(MOVABLE);
@@ -348,7 +347,7 @@ fn offline_meets_an_owner_that_lets_go() {
 /// is made in little time.
 fn boot_with_pageblocks() -> Machine {
     const SECTIONS: u32 = 9;
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     let machine = Machine::boot(&SimMachine { sections: 1 + SECTIONS, cpus: 2, options, ..small() });
     for nr in (1..=SECTIONS).map(SectionNr::new) {
         machine

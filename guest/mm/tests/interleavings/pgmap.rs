@@ -6,11 +6,11 @@
 //! Numbers such as S5.8 are those of the claims in `docs/features.toml`.
 
 use shuttle::thread;
-use tidevm_mm::sim::model::{Machine, Variant};
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model::Variant;
 use tidevm_mm::{
     DevAltmap, DevPageError, DevPagemap, MemunmapError, Mm, NodeId, Pfn, PfnRange, PgmapNr, SECTION_PAGES,
 };
+use tidevm_mm_sim::{Machine, Sim, SimMachine};
 
 use crate::machine::{BLOCK, in_schedule, small, step_on};
 use crate::schedules::{fails, holds};
@@ -22,7 +22,7 @@ const USER: u32 = 7;
 
 fn start(mm: &Mm<Sim>) -> PgmapNr {
     let altmap = DevAltmap { reserve: SECTION_PAGES - PAGES - 512, free: 512 };
-    let map = DevPagemap { range: BLOCK.frames(), node: NodeId::FIRST, altmap: Some(altmap) };
+    let map = DevPagemap::new(BLOCK.frames(), NodeId::FIRST).with_altmap(altmap);
     mm.hotplug().memremap_start(map).expect("there is room")
 }
 

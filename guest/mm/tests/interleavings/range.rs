@@ -4,14 +4,14 @@
 //! allocation that gets a page of it keeps it there.
 
 use shuttle::thread;
-use tidevm_mm::sim::model::{Machine, Variant, alone};
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model::{Variant, alone};
 use tidevm_mm::{
-    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, Order, RemovedPart, SECTION_PAGES,
-    SectionNr, SectionRange, ZoneType,
+    Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Order, RemovedPart, SECTION_PAGES, SectionNr,
+    SectionRange, ZoneType,
 };
+use tidevm_mm_sim::{Machine, Sim, SimMachine};
 
-use crate::machine::{BLOCKS, in_schedule, small, step_on};
+use crate::machine::{BLOCKS, in_schedule, scheduled, small, step_on};
 use crate::schedules::{fails, holds};
 
 /// What a removal says of a memory block that is neither deferred nor online: it was looked at half-way.
@@ -36,7 +36,7 @@ fn plug(mm: &Mm<Sim>, range: SectionRange) {
 
 /// A machine with both memory blocks deferred.
 fn machine() -> Machine {
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     let machine = Machine::boot(&SimMachine { options, ..small() });
     plug(&machine, range());
     machine
@@ -102,9 +102,9 @@ fn a_range_leaves_beside_claims() {
 #[test]
 fn a_range_comes_beside_claims() {
     holds(|| {
-        let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+        let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
         let machine = Machine::boot(&SimMachine { options, ..small() });
-        machine.scheduled(|mm| {
+        scheduled(&machine, |mm| {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     step_on(mm, 1, || {
@@ -127,7 +127,7 @@ fn a_range_comes_beside_claims() {
 fn an_operation_on_a_memory_block_waits_for_a_claim() {
     holds(|| {
         let machine = machine();
-        machine.scheduled(|mm| {
+        scheduled(&machine, |mm| {
             thread::scope(|scope| {
                 scope.spawn(|| step_on(mm, 1, || mm.init_deferred()));
                 mm.hotplug().offline(BLOCKS[0]).expect(HALF_WAY);

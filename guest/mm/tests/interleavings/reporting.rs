@@ -7,9 +7,9 @@
 //! - no page is lost.
 
 use shuttle::thread;
-use tidevm_mm::sim::Sim;
-use tidevm_mm::sim::model::alone;
+use tidevm_mm::hosted::model::alone;
 use tidevm_mm::{Gfp, Holder, Lent, Mm, OfflineError, Order, Pfn};
+use tidevm_mm_sim::Sim;
 
 use crate::machine::{BLOCK, Tenant, boot, in_schedule, online, small, step_on};
 use crate::schedules::holds;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
-use tidevm_mm::sim::model::{Variant, choose};
+use tidevm_mm::hosted::model::{Variant, choose, reset};
 
 /// Schedules of one group.
 const GROUP: usize = 50;
@@ -78,6 +78,7 @@ fn run(
     let passed = Arc::new(AtomicU32::new(0));
     let (model, count) = (model.clone(), passed.clone());
     let schedule = move || {
+        reset();
         model();
         count.fetch_add(1, SeqCst);
     };

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use shuttle::thread;
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{InitPolicy, MemoryContent, NodeId, Options, PageblockSet};
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::machine::{BLOCK, boot, in_schedule, online, small, step_on};
 use crate::schedules::holds;
@@ -67,6 +67,6 @@ fn a_section_is_found_with_its_pages_until_its_last_reader_is_gone() {
 /// The same where only the heads of buddy blocks are written.
 #[test]
 fn a_section_of_zeroed_memory_is_found_until_its_last_reader_is_gone() {
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     look_up_holds(options);
 }

@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use shuttle::thread;
-use tidevm_mm::sim::model::alone;
-use tidevm_mm::sim::{Sim, SimMachine};
+use tidevm_mm::hosted::model::alone;
 use tidevm_mm::{Gfp, Mm, OfflineError, Order, Pfn};
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::machine::{BLOCK, boot, in_schedule, small};
 use crate::schedules::holds;

@@ -1,18 +1,21 @@
 //! Add, online, offline, remove: states, counters and errors. The counters are those that Linux
 //! 6.12 shows for one memory block of 128 MiB at 4 GiB.
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Options, Order,
+    AddError, Gfp, Holder, MemoryContent, MigrateType, Mm, NodeId, OfflineError, OnlineError, Order,
     PageblockSet, RemoveError, SectionNr, SectionState, ZoneStats, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::faults::state_of;
 use crate::workload::BLOCK;
 
 pub fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-        .boot()
+    SimMachine {
+        options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 /// Counters of `zone`: spanned, present, managed, free.
@@ -244,7 +247,7 @@ fn memmap_from_boot_memory_runs_out() {
         let mm = SimMachine {
             memory: memory.clone(),
             sections: 80,
-            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_memmap_on_memory(on),
             ..SimMachine::default()
         }
         .boot();

@@ -3,12 +3,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     AddError, FaultStep, Gfp, Holder, InitPolicy, MemoryContent, MhpFlags, MigrateType, Mm, NodeId,
-    OfflineAndRemoveError, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn, RemovalPolicy,
-    RemoveError, SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
+    OfflineAndRemoveError, OfflineError, OnlineError, Order, PageblockSet, Pfn, RemovalPolicy, RemoveError,
+    SectionNr, SectionRange, SectionState, ZoneStats, ZoneType,
 };
+use tidevm_mm_sim::{PlatformCall, Sim, SimMachine};
 
 use crate::faults::state_of;
 use crate::steps;
@@ -24,7 +24,7 @@ const GIB: usize = 8;
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
     SimMachine {
         sections: SECTIONS,
-        options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
         ..SimMachine::default()
     }
     .boot()
@@ -33,7 +33,7 @@ fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
 fn machine_with(removal: RemovalPolicy) -> &'static Mm<Sim> {
     SimMachine {
         sections: SECTIONS,
-        options: Options { removal, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_removal(removal),
         ..SimMachine::default()
     }
     .boot()
@@ -133,7 +133,10 @@ fn s4_2_growing_far_is_a_clean_error_without_and_works_with() {
         let machine = SimMachine {
             sections: 32 + 96,
             reserved: [(0, 32_768)].into(),
-            options: Options { memmap_on_memory: on, content, init: InitPolicy::Lazy, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS
+                .with_memmap_on_memory(on)
+                .with_content(content)
+                .with_init(InitPolicy::Lazy),
             ..SimMachine::default()
         };
         let mm = machine.boot();
@@ -180,7 +183,7 @@ fn s4_4_fragmented_memory_costs_the_large_mapping_without_altmap_only() {
         let mm = SimMachine {
             sections: SECTIONS,
             page_tables: true,
-            options: Options { memmap_on_memory: on, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_memmap_on_memory(on),
             ..SimMachine::default()
         }
         .boot();
@@ -253,7 +256,7 @@ fn s4_6_one_common_reserve_at_the_start() {
 fn s4_8_allocated_at_add_and_initialised_at_online() {
     let machine = SimMachine {
         sections: SECTIONS,
-        options: Options { content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_content(MemoryContent::Zero),
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -300,7 +303,7 @@ fn s4_9_no_online_page_before_online() {
 fn s4_10_a_memmap_lost_while_offline_is_written_anew() {
     let mm = machine(true);
     add(mm, BLOCK, GIB).unwrap();
-    let lose = || (0..8).for_each(|offset| mm.lose_memmap(section(offset)));
+    let lose = || (0..8).for_each(|offset| mm.platform().lose_memmap(section(offset)));
     for _ in 0..2 {
         lose();
         mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
@@ -321,7 +324,7 @@ fn s4_11_a_section_of_nothing_but_memmap() {
     let (content, init) = (MemoryContent::Zero, InitPolicy::Lazy);
     let mm = SimMachine {
         sections: 64 + sections,
-        options: Options { content, init, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_content(content).with_init(init),
         ..SimMachine::default()
     }
     .boot();
@@ -467,7 +470,7 @@ fn s4_16_removal_has_the_granularity_of_adding() {
 #[test]
 fn s4_16_mixed_ranges_are_refused() {
     let mm = machine(true);
-    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
+    let elsewhere = MhpFlags::new(MemoryContent::Unknown).with_memmap_on_memory(false);
     mm.hotplug().add_memory_range(NODE, range(0, 4), 2, elsewhere).unwrap();
     mm.hotplug().add_memory_range(NODE, range(4, 4), 2, MemoryContent::Unknown).unwrap();
     let added = state_of(mm, SECTIONS);
@@ -527,7 +530,7 @@ fn s4_18_memmap_pages_are_never_allocated() {
 fn s4_20_geometry_falls_back_or_is_refused() {
     let mm = machine(true);
     let start = state_of(mm, SECTIONS);
-    let elsewhere = MhpFlags { content: MemoryContent::Unknown, memmap_on_memory: false };
+    let elsewhere = MhpFlags::new(MemoryContent::Unknown).with_memmap_on_memory(false);
     // The reserve of four sections is four pageblocks, and one of them is not plugged.
     let mut plugged = [PageblockSet::ALL; 4];
     plugged[0] = PageblockSet::ALL.without(PageblockSet::range(3..4));

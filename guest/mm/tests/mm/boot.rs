@@ -1,10 +1,10 @@
 //! Boot: the zones that a memory map gives, and memblock.
 
-use tidevm_mm::sim::SimMachine;
 use tidevm_mm::{
-    BootError, FaultStep, Gfp, InitPolicy, Memblock, MemoryContent, NodeId, Options, Order, PAGEBLOCK_PAGES,
+    BootError, FaultStep, Gfp, InitPolicy, Memblock, MemoryContent, NodeId, Order, PAGEBLOCK_PAGES,
     PageblockSet, Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
+use tidevm_mm_sim::SimMachine;
 
 /// A small PC memory map: a hole at 640 KiB, odd ends, reserved ranges, memory above 4 GiB.
 #[test]
@@ -57,7 +57,7 @@ fn memory_map_that_does_not_fit() {
     assert_eq!(boot(&full), Err(BootError::NoMemory));
     let machine = SimMachine::default();
     for nr_cpus in [0, 2] {
-        let options = tidevm_mm::Options { nr_cpus, ..machine.boot_options() };
+        let options = machine.boot_options().with_nr_cpus(nr_cpus);
         assert_eq!(
             machine.build().boot(Box::leak(Box::new(machine.memblock())), options),
             Err(BootError::Cpus)
@@ -120,7 +120,7 @@ fn boot_memory_is_mapped_when_it_is_wanted() {
         let machine = SimMachine {
             sections: 40,
             memory: memory.clone(),
-            options: Options { init, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_init(init),
             page_tables: true,
             ..SimMachine::default()
         };

@@ -5,11 +5,11 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AllocError, DevPagemap, FaultStep, Gfp, MemoryContent, Mm, NodeId, OfflineError, Order, PageblockSet,
     PfnRange, SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, Random, Tenant};
 
@@ -85,7 +85,7 @@ fn memory_that_is_not_online_is_refused() {
     mm.hotplug().add_memory(NodeId::FIRST, failed, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.platform().inject(FaultStep::Online, 0);
     mm.hotplug().online(failed, ZoneType::Movable).unwrap_err();
-    let map = DevPagemap { range: device.frames(), node: NodeId::FIRST, altmap: None };
+    let map = DevPagemap::new(device.frames(), NodeId::FIRST);
     mm.memremap_pages(map).unwrap();
     for nr in [failed, device] {
         let range = mm.hotplug().alloc_contig_range(nr, PageblockSet::range(4..8));

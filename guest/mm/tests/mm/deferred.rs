@@ -5,11 +5,11 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, BlockState, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options,
-    Order, PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    AddError, BlockState, Gfp, InitPolicy, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order,
+    PageblockSet, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::BLOCK;
 
@@ -20,7 +20,7 @@ fn machine(cpus: usize, init: InitPolicy, grow: bool) -> &'static Mm<Sim> {
     SimMachine {
         memory: [(0, SECTIONS * SECTION_PAGES)].into(),
         cpus,
-        options: Options { init, grow, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(init).with_grow(grow),
         ..SimMachine::default()
     }
     .boot()
@@ -148,7 +148,7 @@ fn three_nodes() -> &'static Mm<Sim> {
         cpus: 2,
         cpu_nodes: [0, 1].into(),
         nodes: (0..3).map(|nr| (node(nr).0, node(nr).1, nr as u8)).collect(),
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
         ..SimMachine::default()
     }
     .boot()
@@ -272,7 +272,7 @@ fn growing_less_than_was_asked_for_is_growing() {
     let mm = SimMachine {
         memory,
         reserved,
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
         ..SimMachine::default()
     }
     .boot();
@@ -294,7 +294,7 @@ fn each_node_by_its_own_cpus_or_by_one_that_migrates() {
             nodes: [(0, section(4), 0), (section(32), section(4), 1)].into(),
             cpus: 2,
             cpu_nodes: [0, 1].into(),
-            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
             ..SimMachine::default()
         };
         machine.boot()
@@ -342,7 +342,7 @@ fn deferred_memory_is_listed_and_counted() {
     let memory = [(0, 3 * SECTION_PAGES), (32 * SECTION_PAGES, 4 * SECTION_PAGES)].into();
     let machine = SimMachine {
         memory,
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
         ..SimMachine::default()
     };
     let mm = machine.boot();

@@ -1,10 +1,10 @@
 //! The order of the steps by which device memory comes and goes, as the machine sees it (see `steps`).
 
-use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     DevAltmap, DevPageError, DevPagemap, InitPolicy, MemoryContent, MemremapError, MemunmapError, Mm, NodeId,
-    Options, PageblockSet, Pfn, PfnRange, PgmapNr, SectionNr, SectionState, ZoneType,
+    PageblockSet, Pfn, PfnRange, PgmapNr, SectionNr, SectionState, ZoneType,
 };
+use tidevm_mm_sim::{PlatformCall, Sim, SimMachine};
 
 use crate::steps::watched;
 use crate::workload::BLOCK;
@@ -18,8 +18,8 @@ fn nrs() -> [SectionNr; SECTIONS as usize] {
 /// Device memory of two sections, without an altmap and with one.
 fn maps() -> [DevPagemap; 2] {
     let range = PfnRange::new(BLOCK.start(), nrs().len() as u32 * BLOCK.frames().pages());
-    let plain = DevPagemap { range, node: NodeId::FIRST, altmap: None };
-    [plain, DevPagemap { altmap: Some(DevAltmap { reserve: 512, free: 1024 }), ..plain }]
+    let plain = DevPagemap::new(range, NodeId::FIRST);
+    [plain, plain.with_altmap(DevAltmap { reserve: 512, free: 1024 })]
 }
 
 fn last(map: DevPagemap) -> Pfn {
@@ -167,13 +167,13 @@ fn device_memory_is_torn_down_in_order() {
 fn deferred_boot_memory_cannot_become_device_memory() {
     let mm = SimMachine {
         memory: [(0, 4 * BLOCK.frames().pages())].into(),
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
         ..SimMachine::default()
     }
     .boot();
     let taken = SectionNr::new(3);
     assert_eq!(mm.section_state(taken), SectionState::Absent);
-    let map = DevPagemap { range: taken.frames(), node: NodeId::FIRST, altmap: None };
+    let map = DevPagemap::new(taken.frames(), NodeId::FIRST);
     assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(taken)));
     mm.check();
 }

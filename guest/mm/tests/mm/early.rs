@@ -2,11 +2,10 @@
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, Mm, NodeId, Options, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats,
-    ZoneType,
+    Gfp, InitPolicy, Mm, NodeId, Order, Pfn, SECTION_PAGES, SectionNr, SectionState, ZoneStats, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 /// Sections of boot memory.
 const SECTIONS: u32 = 8;
@@ -14,7 +13,7 @@ const SECTIONS: u32 = 8;
 fn machine(init: InitPolicy, memory: &[(u32, u32)]) -> &'static Mm<Sim> {
     SimMachine {
         memory: memory.to_vec(),
-        options: Options { init, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(init),
         ..SimMachine::default()
     }
     .boot()

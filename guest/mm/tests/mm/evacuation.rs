@@ -4,13 +4,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     FaultStep, Gfp, Holder, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order, OwnerId,
-    PageblockSet, Pfn, PfnRange, SectionNr, Stuck, ZoneType,
+    PageblockSet, Pfn, PfnRange, SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
-use crate::workload::{BLOCK, Tenant};
+use crate::workload::{BLOCK, Tenant, unmovable};
 
 const NEXT: SectionNr = SectionNr::new(33);
 
@@ -106,9 +106,9 @@ fn pages_that_cannot_move_are_named_in_all_sections() {
         mm.set_holder(pfn, tag);
     }
     let named = |tag: u32| Some((held[tag as usize], Holder::Tagged(tag)));
-    let stuck = Stuck { pages: 6, listed: 0, first: [0, 1, 2, 3].map(named) };
+    let stuck = (6, 0, [0, 1, 2, 3].map(named));
     let before = mm.platform().grace_periods();
-    assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
+    assert_eq!(unmovable(mm.hotplug().offline(BLOCK)), stuck);
     assert_eq!(
         mm.platform().grace_periods(),
         before + 1,
@@ -129,8 +129,8 @@ fn pages_that_did_not_move_are_named_in_all_sections() {
         .flat_map(|(nr, pageblock, pages)| take(mm, nr, pageblock, pages))
         .collect();
     let named = |at: usize| Some((held[at], Holder::Unclaimed));
-    let stuck = Stuck { pages: 3, listed: 0, first: [named(0), named(1), named(2), None] };
-    assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
+    let stuck = (3, 0, [named(0), named(1), named(2), None]);
+    assert_eq!(unmovable(mm.hotplug().offline(BLOCK)), stuck);
     mm.check();
     assert_eq!(mm.stats().zones[2].nr_isolate_pageblock, 0);
 }

@@ -1,10 +1,9 @@
 //! Every step of every operation fails once. Afterwards everything must be as before, and work.
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, SectionNr, SectionState, ZoneStats,
-    ZoneType,
+    FaultStep, MemoryContent, Mm, NodeId, Order, PageblockSet, SectionNr, SectionState, ZoneStats, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, Tenant};
 
@@ -113,7 +112,7 @@ fn every_step_rolls_back() {
     for memmap_on_memory in [true, false] {
         let mm = SimMachine {
             cpus: 2,
-            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
             ..SimMachine::default()
         }
         .boot();

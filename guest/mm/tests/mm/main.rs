@@ -8,6 +8,7 @@ mod contig;
 mod deferred;
 mod device_steps;
 mod early;
+mod errors;
 mod evacuation;
 mod faults;
 mod lazy;

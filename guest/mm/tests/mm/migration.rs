@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Options, Order, OwnerId, PageblockSet,
-    PcpPolicy, SectionNr, SectionState, Stuck, ZoneType,
+    FaultStep, Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, Order, OwnerId, PageblockSet, PcpPolicy,
+    SectionNr, SectionState, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
-use crate::workload::{BLOCK, Random, Tenant};
+use crate::workload::{BLOCK, Random, Tenant, unmovable};
 
 const NEXT: SectionNr = SectionNr::new(33);
 
@@ -17,7 +17,7 @@ fn machine(blocks: u32, pcp: PcpPolicy) -> &'static Mm<Sim> {
     let mm = SimMachine {
         cpus: 2,
         sections: 48,
-        options: Options { pcp, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_pcp(pcp),
         ..SimMachine::default()
     }
     .boot();
@@ -134,8 +134,8 @@ fn unclaimed_page_ends_the_attempt() {
         let tenant = Tenant::new(mm, 0, 500);
         tenant.fill_all();
         let pfn = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
-        let stuck = Stuck { pages: 1, listed: 0, first: [Some((pfn, Holder::Unclaimed)), None, None, None] };
-        assert_eq!(mm.hotplug().offline(BLOCK), Err(OfflineError::Unmovable(stuck)));
+        let stuck = (1, 0, [Some((pfn, Holder::Unclaimed)), None, None, None]);
+        assert_eq!(unmovable(mm.hotplug().offline(BLOCK)), stuck);
         let rounds = mm.platform().grace_periods();
         assert!((8..64).contains(&rounds), "{rounds} rounds");
         mm.check();

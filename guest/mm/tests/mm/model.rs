@@ -3,11 +3,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, Pfn, PfnRange,
-    Stats, ZoneType,
+    AllocError, Gfp, InitPolicy, MemoryContent, Mm, NodeId, Order, PageblockSet, Pfn, PfnRange, Stats,
+    ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, POLICIES, Random, zones};
 
@@ -133,7 +133,7 @@ fn machine_with(cpus: usize, (init, content): (InitPolicy, MemoryContent), node:
         memory,
         cpus,
         cpu_nodes,
-        options: Options { init, content, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(init).with_content(content),
         ..SimMachine::default()
     }
     .boot();
@@ -258,7 +258,8 @@ fn out_of_memory() {
             let Stats { alloc_failed_movable: movable, alloc_failed_kernel: kernel, .. } = mm.stats();
             let failed = [movable - full.alloc_failed_movable, kernel - full.alloc_failed_kernel];
             assert_eq!(failed, if gfp == Gfp::Movable { [3, 0] } else { [0, 3] });
-            let same = Stats { alloc_failed_movable: movable, alloc_failed_kernel: kernel, ..full };
+            let mut same = full;
+            (same.alloc_failed_movable, same.alloc_failed_kernel) = (movable, kernel);
             assert_eq!(mm.stats(), same);
             mm.check();
             held.iter().for_each(|&pfn| mm.free_pages(pfn, order));

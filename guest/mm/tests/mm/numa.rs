@@ -3,11 +3,11 @@
 //!
 //! Numbers such as S4.15 are those of the claims in `docs/features.md`.
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Options, Order,
-    PageblockSet, Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
+    Gfp, InitPolicy, MEMMAP_PAGES, Memblock, MemoryContent, Mm, NodeId, NodeOverlap, Order, PageblockSet,
+    Pfn, PhysAddr, PhysRange, SECTION_PAGES, SectionNr, SectionState, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, Tenant, zones};
 
@@ -171,7 +171,7 @@ fn a_node_that_is_movable_only() {
 fn a_memmap_elsewhere_is_near() {
     let mm = SimMachine {
         distances: [(2, 0, 40)].into(),
-        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_memmap_on_memory(false),
         ..two_nodes()
     }
     .boot();
@@ -276,7 +276,7 @@ fn deferred() -> &'static Mm<Sim> {
     SimMachine {
         memory: [(0, 4 * SECTION_PAGES), (FOUR_GIB, 4 * SECTION_PAGES)].into(),
         nodes: [(0, FOUR_GIB, 0), (FOUR_GIB, 4 * SECTION_PAGES, 1)].into(),
-        options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
         ..two_nodes()
     }
     .boot()

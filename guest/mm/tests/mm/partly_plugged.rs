@@ -1,17 +1,19 @@
 //! Memory blocks that are plugged in part, in both directions.
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Options, Order, PAGEBLOCK_PAGES,
-    PageblockSet, ZoneType,
+    Gfp, Holder, MemoryContent, Mm, NodeId, OfflineError, OnlineError, Order, PAGEBLOCK_PAGES, PageblockSet,
+    ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, Random, Tenant};
 
 fn machine(memmap_on_memory: bool, plugged: PageblockSet) -> &'static Mm<Sim> {
-    let mm =
-        SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-            .boot();
+    let mm = SimMachine {
+        options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
+        ..SimMachine::default()
+    }
+    .boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, plugged, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

@@ -6,16 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Sim, SimMachine};
-use tidevm_mm::{
-    FaultStep, Gfp, MemoryContent, Mm, NodeId, Options, Order, PageblockSet, PcpPolicy, Pfn, ZoneType,
-};
+use tidevm_mm::{FaultStep, Gfp, MemoryContent, Mm, NodeId, Order, PageblockSet, PcpPolicy, Pfn, ZoneType};
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::BLOCK;
 
 fn machine(cpus: usize, pcp: PcpPolicy) -> &'static Mm<Sim> {
-    let mm =
-        SimMachine { cpus, options: Options { pcp, ..SimMachine::OPTIONS }, ..SimMachine::default() }.boot();
+    let mm = SimMachine { cpus, options: SimMachine::OPTIONS.with_pcp(pcp), ..SimMachine::default() }.boot();
     mm.hotplug().add_memory(NodeId::FIRST, BLOCK, PageblockSet::ALL, MemoryContent::Unknown).unwrap();
     mm.hotplug().online(BLOCK, ZoneType::Movable).unwrap();
     mm

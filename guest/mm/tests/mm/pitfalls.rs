@@ -6,12 +6,12 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Options,
-    Order, OwnerId, PageblockSet, PcpPolicy, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats,
+    AddError, FaultStep, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
+    OwnerId, PageblockSet, PcpPolicy, Pfn, RemoveError, SECTION_PAGES, SectionNr, SectionState, Stats,
     ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, Tenant};
 
@@ -56,7 +56,7 @@ fn pitfall_1_growing_ends() {
         let mm = SimMachine {
             memory,
             reserved,
-            options: Options { init: InitPolicy::Deferred, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_init(InitPolicy::Deferred),
             ..SimMachine::default()
         }
         .boot();
@@ -74,9 +74,8 @@ fn pitfall_1_growing_ends() {
 fn pitfall_4_limits_follow_the_whole_zone() {
     let held = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        let mm =
-            SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-                .boot();
+        let mm = SimMachine { memory, options: SimMachine::OPTIONS.with_init(init), ..SimMachine::default() }
+            .boot();
         while mm.init_deferred() {}
         assert!(mm.is_all_initialised());
         // The most pages on a CPU's list, and the free pages when allocations begin to fail.
@@ -97,8 +96,7 @@ fn pitfall_4_limits_follow_the_whole_zone() {
 fn pitfall_5_deferred_memory_counts_as_free() {
     let boot = |init| {
         let memory = [(0, 8 * SECTION_PAGES)].into();
-        SimMachine { memory, options: Options { init, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-            .boot()
+        SimMachine { memory, options: SimMachine::OPTIONS.with_init(init), ..SimMachine::default() }.boot()
     };
     let (mm, whole) = (boot(InitPolicy::Deferred), free(boot(InitPolicy::Eager)));
     loop {
@@ -115,9 +113,8 @@ fn pitfall_5_deferred_memory_counts_as_free() {
 #[test]
 fn pitfall_6_offline_ends() {
     for pcp in [PcpPolicy::Disable, PcpPolicy::DrainAgain] {
-        let mm =
-            SimMachine { cpus: 2, options: Options { pcp, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-                .boot();
+        let mm = SimMachine { cpus: 2, options: SimMachine::OPTIONS.with_pcp(pcp), ..SimMachine::default() }
+            .boot();
         grow(mm, BLOCK);
         let kept = Sim::run_on(1, || {
             let pages: Vec<_> = (0..20).map(|_| mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap()).collect();
@@ -277,7 +274,7 @@ fn pitfall_15_a_page_is_asked_for_before_it_is_looked_at() {
 fn pitfall_21_memmap_pages_are_counted_as_they_are() {
     for memmap_on_memory in [true, false] {
         let mm = SimMachine {
-            options: Options { memmap_on_memory, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
             ..SimMachine::default()
         }
         .boot();
@@ -329,7 +326,7 @@ fn pitfall_24_memory_without_room_for_its_memmap_is_refused() {
     let machine = SimMachine {
         memory: [(0, 6 * 1024)].into(),
         sections: 80,
-        options: Options { memmap_on_memory: false, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_memmap_on_memory(false),
         ..SimMachine::default()
     };
     let mm = machine.boot();
@@ -392,7 +389,7 @@ fn pitfall_29_counters_are_right_before_the_first_allocation() {
         let memory = [(0, 4 * SECTION_PAGES)].into();
         let mm = SimMachine {
             memory,
-            options: Options { init, content, ..SimMachine::OPTIONS },
+            options: SimMachine::OPTIONS.with_init(init).with_content(content),
             ..SimMachine::default()
         }
         .boot();

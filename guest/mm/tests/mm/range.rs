@@ -5,12 +5,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
     AddAndOnlineError, AddError, AddedPart, BlockState, DevPagemap, FaultStep, Gfp, InitPolicy, MEMMAP_PAGES,
-    MemoryContent, MemremapError, Mm, NodeId, OfflineError, OnlineError, Options, Order, PageblockSet, Pfn,
+    MemoryContent, MemremapError, Mm, NodeId, OfflineError, OnlineError, Order, PageblockSet, Pfn,
     RemoveError, RemovedPart, SECTION_PAGES, SectionNr, SectionRange, SectionState, Stats, ZoneType,
 };
+use tidevm_mm_sim::{PlatformCall, Sim, SimMachine};
 
 use crate::faults::state_of;
 use crate::workload::{BLOCK, Random, Tenant};
@@ -24,7 +24,7 @@ fn machine(init: InitPolicy, cpus: usize) -> &'static Mm<Sim> {
     SimMachine {
         sections: SECTIONS,
         cpus,
-        options: Options { init, content: MemoryContent::Zero, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_init(init).with_content(MemoryContent::Zero),
         page_tables: true,
         ..SimMachine::default()
     }
@@ -37,7 +37,7 @@ fn lazy() -> &'static Mm<Sim> {
 
 /// A lazy machine with `count` sections behind boot memory, whose page tables take no memory.
 fn without_tables(count: u32) -> &'static Mm<Sim> {
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     SimMachine { sections: BLOCK.get() + count, options, ..SimMachine::default() }.boot()
 }
 
@@ -249,7 +249,7 @@ fn deferred_memory_is_not_vacant() {
     let exists = AddedPart { end: section(4), error: AddError::Exists.into() };
     assert_eq!(plug_by(mm, range(4, 4), 1), Err(exists));
     assert_eq!(mm.hotplug().add_memory(NODE, section(5), all, MemoryContent::Zero), Err(AddError::Exists));
-    let map = DevPagemap { range: range(5, 2).frames(), node: NODE, altmap: None };
+    let map = DevPagemap::new(range(5, 2).frames(), NODE);
     assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(5))));
     assert_eq!(in_state(mm, SectionState::Online), [], "nothing was initialised to find that");
     assert_eq!(mm.hotplug().remove_memory(section(0)), Err(RemoveError::Online));
@@ -327,7 +327,7 @@ fn what_has_left_takes_no_room_from_pages_that_move() {
 fn what_does_not_fit_into_the_table_comes_at_once() {
     // Every other section, and more than the table of ranges has room for.
     const MANY: u32 = 2 * 66;
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     let mm = SimMachine { sections: BLOCK.get() + MANY, options, page_tables: true, ..SimMachine::default() }
         .boot();
     let sections = BLOCK.get() + MANY;
@@ -388,7 +388,7 @@ fn a_node_gets_its_first_memory_as_a_range() {
 /// Memory whose content is unknown has its struct pages written.
 #[test]
 fn memory_of_unknown_content_is_not_taken_for_zero() {
-    let options = Options { init: InitPolicy::Lazy, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy);
     let mm = SimMachine { sections: SECTIONS, options, ..SimMachine::default() }.boot();
     let unknown = |first| {
         mm.hotplug().add_and_online_memory(
@@ -469,7 +469,7 @@ fn the_lowest_memory_in_the_way_is_found() {
     let mm = lazy();
     mm.hotplug().add_memory(NODE, section(6), PageblockSet::ALL, MemoryContent::Zero).unwrap();
     plug(mm, range(2, 2));
-    let map = DevPagemap { range: range(0, 8).frames(), node: NODE, altmap: None };
+    let map = DevPagemap::new(range(0, 8).frames(), NODE);
     assert_eq!(mm.memremap_pages(map), Err(MemremapError::Conflict(section(2))));
     assert!(mm.is_deferred(range(0, 3)) && !mm.is_deferred(range(4, 8)));
     mm.init_deferred();
@@ -540,9 +540,9 @@ fn every_step_rolls_back() {
 /// can end it between two.
 #[test]
 fn memory_blocks_come_and_go_one_by_one_where_they_must() {
-    let lazy = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
-    let elsewhere = Options { memmap_on_memory: false, ..lazy };
-    let without_growing = Options { grow: false, ..lazy };
+    let lazy = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
+    let elsewhere = lazy.with_memmap_on_memory(false);
+    let without_growing = lazy.with_grow(false);
     for options in [SimMachine::OPTIONS, elsewhere, without_growing] {
         let memory = [(0, 4 * SECTION_PAGES)].into();
         let mm = SimMachine { sections: SECTIONS, memory, options, ..SimMachine::default() }.boot();

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    Gfp, Holder, InitPolicy, Lent, MemoryContent, Mm, NodeId, OfflineError, Options, Order, PAGEBLOCK_PAGES,
+    Gfp, Holder, InitPolicy, Lent, MemoryContent, Mm, NodeId, OfflineError, Order, PAGEBLOCK_PAGES,
     PageblockSet, Pfn, PfnRange, REPORTING_CAPACITY, SECTION_PAGES, SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{BLOCK, POLICIES, Random, Tenant};
 
@@ -179,7 +179,7 @@ fn memory_that_is_lent_is_neither_allocated_nor_taken_offline() {
 #[test]
 fn memory_that_is_marked_goes_offline_and_comes_back() {
     for policy in POLICIES {
-        let options = Options { init: policy.0, content: policy.1, ..SimMachine::OPTIONS };
+        let options = SimMachine::OPTIONS.with_init(policy.0).with_content(policy.1);
         let mm = SimMachine { memory: [(0, SECTION_PAGES)].into(), options, ..SimMachine::default() }.boot();
         online(mm, BLOCK);
         let pinned = mm.alloc_pages(Order::PAGE, Gfp::Movable).unwrap();
@@ -248,7 +248,7 @@ fn a_long_list_is_searched_in_parts() {
 
 #[test]
 fn memory_that_was_never_touched_is_not_reported() {
-    let options = Options { init: InitPolicy::Lazy, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+    let options = SimMachine::OPTIONS.with_init(InitPolicy::Lazy).with_content(MemoryContent::Zero);
     let memory = vec![(0, 8 * SECTION_PAGES)];
     let mm = SimMachine { memory, options, ..SimMachine::default() }.boot();
     let written = mm.stats().memmaps_written;

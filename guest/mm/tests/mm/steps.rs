@@ -6,19 +6,22 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidevm_mm::sim::{PlatformCall, Sim, SimMachine};
 use tidevm_mm::{
-    FaultStep, MemoryContent, Mm, NodeId, OnlineError, Options, PAGEBLOCK_PAGES, PageblockSet, SectionNr,
+    FaultStep, MemoryContent, Mm, NodeId, OnlineError, PAGEBLOCK_PAGES, PageblockSet, SectionNr,
     SectionState, ZoneType,
 };
+use tidevm_mm_sim::{PlatformCall, Sim, SimMachine};
 
 use crate::workload::BLOCK;
 
 const MOVABLE: usize = ZoneType::Movable as usize;
 
 fn machine(memmap_on_memory: bool) -> &'static Mm<Sim> {
-    SimMachine { options: Options { memmap_on_memory, ..SimMachine::OPTIONS }, ..SimMachine::default() }
-        .boot()
+    SimMachine {
+        options: SimMachine::OPTIONS.with_memmap_on_memory(memmap_on_memory),
+        ..SimMachine::default()
+    }
+    .boot()
 }
 
 /// Runs `operation` and returns `look` at each call of it that `only` chooses.

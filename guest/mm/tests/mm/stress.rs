@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
-    InitPolicy, MemoryContent, Mm, NodeId, OfflineError, Options, PageblockSet, PcpPolicy, SectionNr,
-    ZoneType,
+    InitPolicy, MemoryContent, Mm, NodeId, OfflineError, PageblockSet, PcpPolicy, SectionNr, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 use crate::workload::{POLICIES, Random, Tenant};
 
@@ -64,7 +63,7 @@ fn stress_with(pcp: PcpPolicy, cycles: usize, (init, content): (InitPolicy, Memo
     let machine = SimMachine {
         cpus: 3,
         cpu_nodes,
-        options: Options { pcp, init, content, ..SimMachine::OPTIONS },
+        options: SimMachine::OPTIONS.with_pcp(pcp).with_init(init).with_content(content),
         ..SimMachine::default()
     };
     let node_of = |nr: SectionNr| NodeId::new((nr.get() % nodes) as u8);

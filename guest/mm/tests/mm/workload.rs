@@ -5,11 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tidevm_mm::sim::Sim;
 use tidevm_mm::{
-    AllocError, Gfp, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, Order, OwnerId, Pfn, SectionNr,
-    ZoneId, ZoneType,
+    AllocError, Gfp, Holder, InitPolicy, MemoryContent, Mm, MovableOwner, NodeId, OfflineError, Order,
+    OwnerId, Pfn, SectionNr, ZoneId, ZoneType,
 };
+use tidevm_mm_sim::Sim;
 
 /// The first hot-added memory block of a default machine: at 4 GiB.
 pub const BLOCK: SectionNr = SectionNr::new(32);
@@ -21,6 +21,16 @@ pub const POLICIES: [(InitPolicy, MemoryContent); 2] =
 /// All zones that a machine can have.
 pub fn zones() -> impl Iterator<Item = ZoneId> {
     NodeId::all().flat_map(|node| ZoneType::ALL.map(|zone| node.zone(zone)))
+}
+
+/// What an attempt to take memory offline says of pages that cannot move: how many, how many of them on per-CPU lists, and
+/// the first ones.
+#[track_caller]
+pub fn unmovable(result: Result<(), OfflineError>) -> (u32, u32, [Option<(Pfn, Holder)>; 4]) {
+    match result {
+        Err(OfflineError::Unmovable(stuck)) => (stuck.pages, stuck.listed, stuck.first),
+        other => panic!("pages cannot move, and the result is {other:?}"),
+    }
 }
 
 /// xorshift64*.

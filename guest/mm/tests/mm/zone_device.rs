@@ -7,13 +7,13 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
-use tidevm_mm::sim::{Sim, SimMachine};
 use tidevm_mm::{
     AddError, DevAltmap, DevPageError, DevPagemap, DevUser, DeviceInit, DeviceStats, FaultStep, Gfp,
     MAX_PGMAPS, MemoryContent, MemremapError, MemunmapError, MigrateType, Mm, NoPgmap, NodeId, OfflineError,
-    OnlineError, Options, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
+    OnlineError, Order, PageblockSet, Pfn, PfnRange, PgmapInfo, PgmapNr, RemoveError, SectionNr,
     SectionState, ZoneType,
 };
+use tidevm_mm_sim::{Sim, SimMachine};
 
 /// First section of device memory in these tests: 4 GiB.
 const FIRST: u32 = 32;
@@ -29,12 +29,12 @@ fn range(first: u32, sections: u32) -> PfnRange {
 }
 
 fn plain(first: u32, sections: u32) -> DevPagemap {
-    DevPagemap { range: range(first, sections), node: NodeId::FIRST, altmap: None }
+    DevPagemap::new(range(first, sections), NodeId::FIRST)
 }
 
 /// The same with the memmap in the range itself, behind `reserve` pages.
 fn with_altmap(first: u32, sections: u32, reserve: u32) -> DevPagemap {
-    DevPagemap { altmap: Some(DevAltmap { reserve, free: 512 * sections }), ..plain(first, sections) }
+    plain(first, sections).with_altmap(DevAltmap { reserve, free: 512 * sections })
 }
 
 fn both() -> [DevPagemap; 2] {
@@ -67,8 +67,8 @@ fn numbers_of_one_gib() {
         let nr = mm.memremap_pages(map).unwrap();
         mm.check();
         let stats = mm.stats();
-        let device = DeviceStats { spanned: 262_144, pages, refs: pages, invalid: 0 };
-        assert_eq!(stats.device, device);
+        let DeviceStats { spanned, pages: all, refs, invalid, .. } = stats.device;
+        assert_eq!((spanned, all, refs, invalid), (262_144, pages, pages, 0));
         assert_eq!([stats.memmap_boot_pages, stats.memmap_altmap_pages], [in_boot, in_device]);
         assert_eq!(start.zones[0].free - stats.zones[0].free, in_boot, "RAM");
         assert_eq!(stats.blocks_online, start.blocks_online, "never online");
@@ -90,7 +90,7 @@ fn s5_1_two_passes_write_every_page_twice() {
     for map in both() {
         let locked = |device_init| {
             let mm =
-                SimMachine { options: Options { device_init, ..SimMachine::OPTIONS }, ..machine() }.boot();
+                SimMachine { options: SimMachine::OPTIONS.with_device_init(device_init), ..machine() }.boot();
             let nr = mm.memremap_pages(map).unwrap();
             mm.check();
             let info = info(mm, nr);
@@ -181,7 +181,7 @@ fn s5_4_under_the_lock_only_memmap_pages_are_written() {
 fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
     let mm = machine().boot();
     for (reserve, free) in [(0, 1024), (512, 1024), (2048, 1024), (512, 4096)] {
-        let map = DevPagemap { altmap: Some(DevAltmap { reserve, free }), ..plain(FIRST, 2) };
+        let map = plain(FIRST, 2).with_altmap(DevAltmap { reserve, free });
         let nr = mm.memremap_pages(map).unwrap();
         let first = map.range.start().add(reserve + free);
         assert_eq!(info(mm, nr).pages, map.range.from(first));
@@ -200,7 +200,7 @@ fn s5_5_the_device_phase_starts_behind_reserve_and_altmap() {
 #[test]
 fn s5_6_reserve_pages_are_left_alone() {
     for device_init in [DeviceInit::Once, DeviceInit::Twice] {
-        let options = Options { device_init, content: MemoryContent::Zero, ..SimMachine::OPTIONS };
+        let options = SimMachine::OPTIONS.with_device_init(device_init).with_content(MemoryContent::Zero);
         let mm = SimMachine { options, ..machine() }.boot();
         let sim = mm.platform();
         let reserve = || pfns(PfnRange::new(range(FIRST, 2).start(), 1024));
@@ -383,7 +383,9 @@ fn s5_12_invalid_use_is_refused_and_counted() {
     assert_eq!(mm.memremap_init(nr), Err(NoPgmap));
     assert_eq!(mm.hotplug().memunmap_pages(nr), Err(MemunmapError::NotMapped));
     assert_eq!(mm.pgmap(nr), None);
-    assert_eq!(mm.stats().device, DeviceStats { invalid: 2, ..before.device });
+    let mut expected = before.device;
+    expected.invalid = 2;
+    assert_eq!(mm.stats().device, expected);
 
     let nr = mm.hotplug().memremap_start(plain(FIRST, 1)).unwrap();
     let section = SectionNr::new(FIRST);
@@ -490,7 +492,7 @@ fn d7_the_span_follows_the_ranges() {
 #[test]
 fn ranges_belong_to_nodes() {
     let mm = machine().boot();
-    let on = |node, first| DevPagemap { node: NodeId::new(node), ..plain(first, 1) };
+    let on = |node, first| DevPagemap::new(range(first, 1), NodeId::new(node));
     let numbers = [on(0, FIRST), on(3, FIRST + 4), on(0, FIRST + 2), on(3, FIRST + 5)]
         .map(|map| mm.memremap_pages(map).unwrap());
     // It compares the node of each section with that of its range.
@@ -507,13 +509,11 @@ fn ranges_belong_to_nodes() {
 fn d20_wrong_ranges_are_refused() {
     let mm = machine().boot();
     let start = mm.stats();
-    let at = |start: u32, end: u32| DevPagemap {
-        range: PfnRange::between(Pfn::new(start), Pfn::new(end))
-            .expect("the range does not end before it starts"),
-        node: NodeId::FIRST,
-        altmap: None,
+    let at = |start: u32, end: u32| {
+        let range = PfnRange::between(Pfn::new(start), Pfn::new(end));
+        DevPagemap::new(range.expect("the range does not end before it starts"), NodeId::FIRST)
     };
-    let altmap = |reserve, free| DevPagemap { altmap: Some(DevAltmap { reserve, free }), ..plain(FIRST, 2) };
+    let altmap = |reserve, free| plain(FIRST, 2).with_altmap(DevAltmap { reserve, free });
     let first = FIRST * 32768;
     assert_eq!(PfnRange::between(Pfn::new(first), Pfn::new(first - 32768)), None);
     let mapped = mm.memremap_pages(plain(FIRST + 4, 1)).unwrap();

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-use tidevm_mm::sim::Sim;
 use tidevm_mm::{Gfp, Mm, MovableOwner, Order, OwnerId, Pfn};
+use tidevm_mm_sim::Sim;
 
 const ID: OwnerId = OwnerId(0);
 const REFUSE_ISOLATE: u8 = 1;

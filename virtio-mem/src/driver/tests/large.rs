@@ -117,7 +117,7 @@ fn what_could_not_be_added_goes_back_with_its_memmap() {
 fn without_memmap_inside_any_part_can_be_added() {
     let mut guest = Guest::new(8 << 30, 0);
     guest.driver = {
-        let driver = DriverConfig { memory_block_size: 1 << 30, memmap_size: 0, min_block_size: BLOCK };
+        let driver = DriverConfig::new(1 << 30, BLOCK);
         Driver::new(driver, guest.config, 0).unwrap()
     };
     guest.resize(2);
@@ -169,7 +169,7 @@ fn a_memmap_smaller_than_a_device_block_takes_one() {
 /// or memmaps elsewhere.
 #[test]
 fn geometry_that_does_not_fit_falls_back() {
-    let guest = DriverConfig { memory_block_size: 1 << 30, memmap_size: MEMMAP, min_block_size: BLOCK };
+    let guest = DriverConfig::new(1 << 30, BLOCK).with_memmap_size(MEMMAP);
     let region = |addr, region_size| Config { addr, region_size, ..Guest::new(1 << 30, 0).config };
     let fit = |config: Config| {
         let DriverConfig { memory_block_size, memmap_size, .. } = guest.fit(&config, MEMORY_BLOCK);

@@ -23,7 +23,7 @@ fn after_another_kernel() -> Guest {
     let mut guest = Guest::new(8 << 30, BLOCK);
     guest.config.plugged_size = 64 * MIB;
     guest.config.usable_region_size = 384 * MIB;
-    let driver = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size: BLOCK, min_block_size: BLOCK };
+    let driver = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(BLOCK);
     guest.driver = Driver::new(driver, guest.config, 0).unwrap();
     guest
 }

@@ -8,7 +8,7 @@ fn heir(plugged: u64, requested: u64) -> Guest {
     let mut guest = Guest::new(8 << 30, BLOCK);
     (guest.config.plugged_size, guest.config.requested_size) = (plugged * MIB, requested * MIB);
     guest.config.usable_region_size = 4 << 30;
-    let driver = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size: BLOCK, min_block_size: BLOCK };
+    let driver = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(BLOCK);
     guest.driver = Driver::new(driver, guest.config, 0).unwrap();
     guest
 }
@@ -148,7 +148,7 @@ fn halves_of_what_the_guest_can_use_are_unplugged() {
     let mut guest = heir(0, 0);
     guest.config.block_size = MIB;
     (guest.config.plugged_size, guest.config.requested_size) = (7 * MIB, 6 * MIB);
-    let driver = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size: BLOCK, min_block_size: BLOCK };
+    let driver = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(BLOCK);
     guest.driver = Driver::new(driver, guest.config, 0).unwrap();
     // The pairs 0 and 1, and three halves.
     let plugged = |block| block < 4 || [5, 8, 11].contains(&block);

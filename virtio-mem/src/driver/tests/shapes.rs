@@ -9,7 +9,7 @@ const GIB: u64 = 1 << 30;
 fn shaped(addr: u64, region_size: u64, block_size: u64) -> Guest {
     let mut guest = Guest::new(GIB, BLOCK);
     guest.config = Config { addr, region_size, block_size, ..guest.config };
-    let wanted = DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size: BLOCK, min_block_size: BLOCK };
+    let wanted = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(BLOCK);
     guest.driver = Driver::new(wanted.fit(&guest.config, MEMORY_BLOCK), guest.config, 0).unwrap();
     guest
 }
@@ -47,8 +47,7 @@ fn small_device_blocks_are_plugged_by_as_many_as_the_guest_takes() {
 #[test]
 fn large_device_blocks_make_memory_blocks_as_large() {
     for (block, memory_block, memmap) in [(256, 256, 4), (1024, 1024, 16), (64, 128, 2)] {
-        let wanted =
-            DriverConfig { memory_block_size: MEMORY_BLOCK, memmap_size: BLOCK, min_block_size: BLOCK };
+        let wanted = DriverConfig::new(MEMORY_BLOCK, BLOCK).with_memmap_size(BLOCK);
         let guest = shaped(ADDR, 8 * GIB, block * MIB);
         let fit = wanted.fit(&guest.config, MEMORY_BLOCK);
         assert_eq!((fit.memory_block_size / MIB, fit.memmap_size / MIB), (memory_block, memmap));

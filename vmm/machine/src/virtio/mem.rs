@@ -285,14 +285,15 @@ impl RegisterDevice for Mem {
 }
 
 /// What others see of a refused request. The host's part in it stands apart from the text.
-fn refusal(answer: ResponseType, refused: Refused) -> Refusal {
-    let (why, host) = match refused.why {
-        Why::Busy(busy) if busy.errno != 0 => {
-            (Why::Busy(Busy::default()), Some(HostFault { call: busy.cause, errno: busy.errno }))
-        }
-        why => (why, None),
-    };
-    Refusal { text: format!("{answer:?}: {}", Refused { why, ..refused }), host }
+fn refusal(answer: ResponseType, mut refused: Refused) -> Refusal {
+    let mut host = None;
+    if let Why::Busy(busy) = refused.why
+        && busy.errno != 0
+    {
+        host = Some(HostFault { call: busy.cause, errno: busy.errno });
+        refused.why = Why::Busy(Busy::default());
+    }
+    Refusal { text: format!("{answer:?}: {refused}"), host }
 }
 
 #[cfg(test)]

@@ -96,9 +96,5 @@ pub fn start<T: Transport>(
 pub fn wanted(command_line: &CommandLine) -> DriverConfig {
     let memmap_size =
         if command_line.mm.memmap_on_memory { command_line.memory_block.0 / MEMMAP_SHARE } else { 0 };
-    DriverConfig {
-        memory_block_size: command_line.memory_block.0,
-        memmap_size,
-        min_block_size: PAGEBLOCK_SIZE,
-    }
+    DriverConfig::new(command_line.memory_block.0, PAGEBLOCK_SIZE).with_memmap_size(memmap_size)
 }

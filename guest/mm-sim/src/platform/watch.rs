@@ -6,16 +6,14 @@
 //! Invariant: a probe runs on the CPU that makes the call, with the locks of that call held. It may look at
 //! the machine, and must take none of these locks.
 
-use std::boxed::Box;
+use tidevm_mm::{FaultStep, PfnRange, SectionNr, SectionRange};
 
-use crate::addr::{PfnRange, SectionNr, SectionRange};
-use crate::platform::FaultStep;
-use crate::sim::Sim;
+use super::Sim;
 
 /// Runs at each call, before the call takes effect.
 pub(super) type CallObserver = Box<dyn Fn(PlatformCall) + Send>;
 
-/// A call of a [`Platform`](crate::Platform).
+/// A call of a [`Platform`](tidevm_mm::Platform).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlatformCall {
     /// Copies so many pages.
