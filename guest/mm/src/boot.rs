@@ -73,7 +73,7 @@ impl<P: Platform> Hotplug<'_, P> {
         }
         let mut later = self.take_boot_memmaps(memblock, &zones)?;
         let memblock: &'static Memblock = memblock;
-        mm.deferred.set_boot(memblock);
+        mm.deferred.set_boot(memblock, &mm.irq_off());
         for run in memblock.runs() {
             let managed = self.count_boot_memory(memblock, run);
             let mut rest = run;
@@ -84,7 +84,7 @@ impl<P: Platform> Hotplug<'_, P> {
             if let Some(later) = later[run.zone.index()].as_mut().filter(|_| rest.len() > 0) {
                 let pages = if rest == run { managed } else { rest.free_pages(memblock) };
                 mm.zone(run.zone).add_deferred(pages);
-                mm.deferred.add_boot(rest, later.memmap);
+                mm.deferred.add_boot(rest, later.memmap, &mm.irq_off());
                 later.memmap = later.memmap.add(rest.len() * MEMMAP_PAGES);
             }
         }
@@ -98,7 +98,8 @@ impl<P: Platform> Hotplug<'_, P> {
     fn init_boot_section(&self, memblock: &Memblock, nr: SectionNr, zone: ZoneId) {
         let mm = self.mm;
         let memmap = mm.sparse.entry(nr).memmap().expect("`take_boot_memmaps` gave it one");
-        let claims = mm.deferred.freeze();
+        let off = mm.irq_off();
+        let claims = mm.deferred.freeze(&off);
         mm.map_boot_section(memblock, nr, memmap);
         drop(claims);
         mm.make_present(nr, zone, memmap, self.held());

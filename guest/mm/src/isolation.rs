@@ -20,6 +20,7 @@ use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
+use crate::irq::WithIrqOff;
 use crate::node::ZoneType;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
@@ -45,6 +46,8 @@ pub enum OfflineError {
     Busy,
     /// These pages cannot move, or did not in all rounds.
     Unmovable(Stuck),
+    /// These pages are in use, and the machine does not migrate ([`Platform::MIGRATES`]).
+    InUse(Stuck),
     /// There is no memory left to migrate these pages to.
     NoRoom(Stuck),
 }
@@ -58,6 +61,9 @@ impl fmt::Display for OfflineError {
             Self::HoldsMemmap => f.write_str("the pageblock holds the memmap of its memory block"),
             Self::Busy => f.write_str("a pageblock is isolated already"),
             Self::Unmovable(stuck) => write!(f, "pages cannot move: {stuck}"),
+            Self::InUse(stuck) => {
+                write!(f, "pages are in use, and this machine does not migrate pages: {stuck}")
+            }
             Self::NoRoom(stuck) => write!(f, "no memory left to migrate pages to: {stuck}"),
         }
     }
@@ -277,7 +283,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    fn lock_zone_of(&self, pages: SectionPages<'_>) -> ZoneGuard<'_> {
+    fn lock_zone_of(&self, pages: SectionPages<'_>) -> WithIrqOff<'_, P, ZoneGuard<'_>> {
         self.lock_zone(pages.section().zone())
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
+//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `irq`, `steps` |
 //! | metadata | [`page`](Page), `free_area`, [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -29,7 +29,8 @@
 //! A CPU that holds a lock takes only locks to the right of it, and never two of a kind (Linux:
 //! `mem_hotplug_lock`, the node's resize lock, `zone->lock`). Per-CPU lists have no lock: a CPU uses its own, and the
 //! holder of the memory hotplug lock uses those of all CPUs after it has stopped them (see `pcplist`). The
-//! locks under which `mm` calls the machine are those of the table at [`Platform`]. Calls to a
+//! locks under which `mm` calls the machine are those of the table at [`Platform`]. All locks but the first are held with
+//! interrupts of the CPU off ([`Platform::irq_save`]). Calls to a
 //! [`MovableOwner`] are made under the first lock only, so they may allocate and free too.
 //!
 //! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
@@ -67,6 +68,7 @@ mod grace;
 mod grow;
 mod hotplug;
 mod isolation;
+mod irq;
 mod lock;
 mod memblock;
 mod memmap;

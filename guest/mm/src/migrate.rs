@@ -17,6 +17,8 @@ use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
+use crate::irq::WithIrqOff;
+use crate::lock::Guard;
 use crate::page::{Holder, Kind, OwnerId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
@@ -81,14 +83,31 @@ impl<P: Platform> Mm<P> {
     /// Registers `owner` under `id`. It stays registered.
     ///
     /// # Panics
-    /// When `id` is not below [`MAX_OWNERS`], or taken.
+    /// When `id` is not below [`MAX_OWNERS`], or taken. On a machine that does not migrate ([`Platform::MIGRATES`]) the
+    /// call is not compiled.
     pub fn register_owner(&self, id: OwnerId, owner: &'static dyn MovableOwner) {
-        let slot = &mut self.owners.lock().0[usize::from(id.0)];
+        const {
+            assert!(
+                P::MIGRATES,
+                "pages have owners so that they can move, and this platform does not migrate"
+            )
+        };
+        let mut owners = self.lock_owners();
+        let slot = &mut owners.0[usize::from(id.0)];
         assert!(slot.is_none(), "two owners with {id:?}");
         *slot = Some(owner);
     }
 
     /// Tries once to migrate every owned page of the isolated `pageblocks` to one of `targets`. Stops
+    fn lock_owners(&self) -> WithIrqOff<'_, P, Guard<'_, Owners>> {
+        self.with_irq_off(|| self.owners.lock())
+    }
+
+    /// The registered owners.
+    pub(crate) fn owners(&self) -> Owners {
+        **self.lock_owners()
+    }
+
     /// early, and returns true, when `targets` has no more pages.
     pub(crate) fn migrate_pageblocks(
         &self,
@@ -96,7 +115,7 @@ impl<P: Platform> Mm<P> {
         pageblocks: PageblockSet,
         targets: &mut Targets<'_, P>,
     ) -> bool {
-        let owners = *self.owners.lock();
+        let owners = self.owners();
         let mut batch = ArrayVec::new();
         for run in pageblocks.runs() {
             if self.migrate_range(pages, pages.nr().pageblocks(&run), &owners, &mut batch, targets) {

@@ -655,6 +655,8 @@ impl Sim {
 // `synchronize` waits for steps only: nothing is ever unmapped, and a look that comes too late finds garbage. The use of
 // per-CPU lists is a step.
 unsafe impl Platform for Sim {
+    const MIGRATES: bool = true;
+
     fn this_cpu(&self) -> usize {
         CPU.with(Cell::get)
     }

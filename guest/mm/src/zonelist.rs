@@ -12,6 +12,7 @@
 
 use crate::Mm;
 use crate::hotplug::Hotplug;
+use crate::irq::WithIrqOff;
 use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sync::{
@@ -192,8 +193,8 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the lock of zone `id`.
     #[inline]
-    pub(crate) fn lock_zone(&self, id: ZoneId) -> ZoneGuard<'_> {
-        self.zone(id).lock(&self.sparse)
+    pub(crate) fn lock_zone(&self, id: ZoneId) -> WithIrqOff<'_, P, ZoneGuard<'_>> {
+        self.with_irq_off(|| self.zone(id).lock(&self.sparse))
     }
 }
 
