@@ -32,6 +32,7 @@ use source::{root, rust, words};
 /// Which packages of the repository a package may depend on.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("bench", &["tidevm-mm"]),
+    ("examples/tiny-kernel", &["tidevm-mm", "virtio-mem"]),
     ("guest/abi", &[]),
     ("guest/image", &[]),
     // Itself with its `sim` feature, for its tests.
@@ -74,7 +75,15 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ),
     (
         "tests",
-        &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session", "tidevm-sizer"],
+        &[
+            "tidevm-abi",
+            "tidevm-bench",
+            "tidevm-guest-image",
+            "tidevm-lab",
+            "tidevm-machine",
+            "tidevm-session",
+            "tidevm-sizer",
+        ],
     ),
     (
         "tests/fuzz",
@@ -104,6 +113,7 @@ const OURS: &[&str] = &[
     "tidevm-sizer",
     "tidevm-soak",
     "tidevm-tests",
+    "tidevm-tiny-kernel",
     "virtio-mem",
     "xtask",
 ];
