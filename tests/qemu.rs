@@ -519,7 +519,7 @@ fn a_boot_takes_no_more_instructions_than_it_may() {
     assert_eq!(much, small_pages, "with pages of 1 GiB and without");
 }
 
-/// The kernel of 200 lines follows QEMU's targets, each to whole memory blocks, and back.
+/// The tiny kernel follows QEMU's targets, each to whole memory blocks, and back.
 fn the_tiny_kernel_grows() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-kernel");
     let kernel = find_toolchain().and_then(|toolchain| build(TINY, &toolchain, &folder));

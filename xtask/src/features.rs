@@ -262,7 +262,7 @@ mod tests {
     use crate::results::{Reader, Results};
 
     /// Numbers of the claims of each mechanism.
-    const ROWS: [(&str, &[RangeInclusive<usize>]); 10] = [
+    const ROWS: [(&str, &[RangeInclusive<usize>]); 11] = [
         ("S1", &[1..=18]),
         ("S2", &[1..=14]),
         ("S3", &[1..=15]),
@@ -274,6 +274,7 @@ mod tests {
         ("B", &[1..=9]),
         ("A", &[1..=4]),
         ("C", &[1..=12]),
+        ("K", &[1..=4]),
     ];
 
     fn results(text: &str) -> Results {

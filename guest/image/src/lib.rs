@@ -86,7 +86,7 @@ pub struct Kernel {
 /// The guest kernel of tidevm.
 pub const GUEST: Kernel = Kernel { package: "tidevm-guest", script: "guest/kernel/link.ld" };
 
-/// The kernel of 200 lines that shows how to use the libraries.
+/// The tiny kernel that shows how to use the libraries.
 pub const TINY: Kernel = Kernel { package: "tidevm-tiny-kernel", script: "examples/tiny-kernel/link.ld" };
 
 /// Builds `kernel` below `target_dir`, which must not be the caller's target folder, and checks it.

@@ -11,7 +11,7 @@ use core::fmt;
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, Pfn, PhysAddr, PhysRange, SectionNr};
-use crate::deferred::DEFERRED_RANGES;
+use crate::geometry::DEFERRED_RANGES;
 use crate::hotplug::Hotplug;
 use crate::memblock::{Memblock, Run};
 use crate::node::{ZoneId, ZoneType};

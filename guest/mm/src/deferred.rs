@@ -30,12 +30,13 @@ mod ranges;
 use crate::Mm;
 use crate::added_block::MemoryBlock;
 use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
+use crate::geometry::{DEFERRED_RANGES, MAX_NODES};
 use crate::grow::GrowZone;
 use crate::hotplug::Hotplug;
-use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::irq::IrqOff;
+use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
-use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionOwner, SectionState};
 use crate::sync::{AtomicU32, Ordering, spin_loop};
@@ -43,7 +44,7 @@ use crate::variant::{self, Variant};
 
 pub(crate) use claims::Claims;
 use ranges::DeferredRanges;
-pub(crate) use ranges::{DEFERRED_RANGES, DeferredRange, Origin};
+pub(crate) use ranges::{DeferredRange, Origin};
 
 /// The memory blocks that are not initialised.
 pub(crate) struct Deferred {
@@ -62,9 +63,9 @@ pub(crate) struct Deferred {
 struct Claimed<'c, P: Platform> {
     range: DeferredRange,
     memblock: Option<&'static Memblock>,
-}
     /// Until they are online, because what would interrupt this CPU might wait for them.
     _off: &'c IrqOff<'c, P>,
+}
 
 // The claim was made under the lock, and a memory block is claimed once. Who would unmap it waits for the claim to end
 // first: see `settle`.
@@ -85,12 +86,12 @@ impl Deferred {
         }
     }
 
-    /// Boot memory is what `memblock` says.
     /// Takes the lock of what no CPU has claimed.
     pub(crate) fn claims<'c, P: Platform>(&'c self, _off: &'c IrqOff<'_, P>) -> Guard<'c, Claims> {
         self.claims.lock()
     }
 
+    /// Boot memory is what `memblock` says.
     pub(crate) fn set_boot<P: Platform>(&self, memblock: &'static Memblock, off: &IrqOff<'_, P>) {
         self.claims(off).memblock = Some(memblock);
     }

@@ -17,6 +17,7 @@ use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
+use crate::geometry::MAX_OWNERS;
 use crate::irq::WithIrqOff;
 use crate::lock::Guard;
 use crate::page::{Holder, Kind, OwnerId};
@@ -25,9 +26,6 @@ use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
 use crate::sync::Ordering::Relaxed;
 use crate::target::Targets;
-
-/// Number of owners that can be registered.
-pub const MAX_OWNERS: usize = 8;
 
 /// A holder of pages that can use other pages instead.
 ///
@@ -98,7 +96,6 @@ impl<P: Platform> Mm<P> {
         *slot = Some(owner);
     }
 
-    /// Tries once to migrate every owned page of the isolated `pageblocks` to one of `targets`. Stops
     fn lock_owners(&self) -> WithIrqOff<'_, P, Guard<'_, Owners>> {
         self.with_irq_off(|| self.owners.lock())
     }
@@ -108,6 +105,7 @@ impl<P: Platform> Mm<P> {
         **self.lock_owners()
     }
 
+    /// Tries once to migrate every owned page of the isolated `pageblocks` to one of `targets`. Stops
     /// early, and returns true, when `targets` has no more pages.
     pub(crate) fn migrate_pageblocks(
         &self,

@@ -44,7 +44,7 @@ use crate::platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::sparse::{Section, SectionState, Sparse};
 use crate::sync::written::{self, Seen};
 use crate::sync::yield_now;
-use crate::{BootError, Gfp, MAX_CPUS, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
+use crate::{BootError, Gfp, Memblock, Mm, NodeId, Options, Page, PerCpuPages};
 
 use watch::CallObserver;
 pub use watch::PlatformCall;
@@ -173,7 +173,7 @@ pub struct Sim {
     garbage: AtomicU64,
     grace_periods: AtomicU64,
     /// By CPU: the steps that it takes.
-    steps: [Steps; MAX_CPUS],
+    steps: Vec<Steps>,
     /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
     /// By section: whether it was Absent when the last grace period began, and got no memmap since.
@@ -242,7 +242,7 @@ impl SimMachine {
     pub fn build(&self) -> &'static Mm<Sim> {
         let sections: Box<[Section]> = (0..self.sections).map(|_| Section::new()).collect();
         let per_cpu: Box<[PerCpuPages]> = (0..self.cpus).map(|_| PerCpuPages::new()).collect();
-        let sim = Sim::new(self.sections, self.options.content, self.page_tables);
+        let sim = Sim::new(self.sections, self.cpus, self.options.content, self.page_tables);
         // SAFETY: `Sim::new` made a window for this many sections, for this `Mm` only.
         let sparse = unsafe { Sparse::new(sim.window.pages(), Box::leak(sections)) };
         let mm: &'static Mm<Sim> = Box::leak(Box::new(Mm::new(sim, sparse, Box::leak(per_cpu))));
@@ -355,7 +355,7 @@ impl Drop for Window {
 }
 
 impl Sim {
-    fn new(sections: u32, content: MemoryContent, page_tables: bool) -> Self {
+    fn new(sections: u32, cpus: usize, content: MemoryContent, page_tables: bool) -> Self {
         let pages = sections as usize * SECTION_PAGES as usize;
         let pageblocks = || (0..pages / PAGEBLOCK_PAGES as usize).map(|_| AtomicBool::new(false)).collect();
         Self {
@@ -373,7 +373,7 @@ impl Sim {
             zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
-            steps: [const { Steps::new() }; MAX_CPUS],
+            steps: (0..cpus).map(|_| Steps::new()).collect(),
             settled: AtomicBool::new(false),
             unseen: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             started: Instant::now(),

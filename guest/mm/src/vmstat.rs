@@ -8,7 +8,8 @@
 
 use crate::Mm;
 use crate::addr::{Order, Pfn};
-use crate::node::{MAX_NODES, ZoneId, ZoneType};
+use crate::geometry::MAX_NODES;
+use crate::node::{ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceStats;
 use crate::platform::Platform;

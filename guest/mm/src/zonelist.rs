@@ -11,9 +11,10 @@
 //! before boot.
 
 use crate::Mm;
+use crate::geometry::MAX_NODES;
 use crate::hotplug::Hotplug;
 use crate::irq::WithIrqOff;
-use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
