@@ -92,7 +92,8 @@ impl<P: Platform> Mm<P> {
         lists.clone().for_each(|lists| check_pcp(zone, &lists));
         let listed: u64 = lists.map(|lists| u64::from(lists.count())).sum();
         let of = self.zone(zone);
-        let buddy = self.lock_zone(zone);
+        let off = self.irq_off();
+        let buddy = self.lock_zone(zone, &off);
         let owners = self.owners();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));

@@ -27,6 +27,8 @@
 mod claims;
 mod ranges;
 
+use core::marker::PhantomData;
+
 use crate::Mm;
 use crate::added_block::MemoryBlock;
 use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
@@ -63,8 +65,8 @@ pub(crate) struct Deferred {
 struct Claimed<'c, P: Platform> {
     range: DeferredRange,
     memblock: Option<&'static Memblock>,
-    /// Until they are online, because what would interrupt this CPU might wait for them.
-    _off: &'c IrqOff<'c, P>,
+    /// Interrupts are off until they are online, because what would interrupt this CPU might wait for them.
+    off: PhantomData<&'c IrqOff<'c, P>>,
 }
 
 // The claim was made under the lock, and a memory block is claimed once. Who would unmap it waits for the claim to end
@@ -249,7 +251,7 @@ impl<P: Platform> Mm<P> {
         &'c self,
         claims: &Claims,
         range: DeferredRange,
-        off: &'c IrqOff<'c, P>,
+        _off: &'c IrqOff<'c, P>,
     ) -> Claimed<'c, P> {
         self.deferred.under_way.fetch_add(1, Ordering::Relaxed);
         match (range.origin, claims.memblock) {
@@ -259,7 +261,7 @@ impl<P: Platform> Mm<P> {
             }
             _ => blocks_of(&range).for_each(|block| self.map_plugged(block)),
         }
-        Claimed { range, memblock: claims.memblock, _off: off }
+        Claimed { range, memblock: claims.memblock, off: PhantomData }
     }
 
     /// Initialises what was claimed. Takes no lock but the zone's, and allocates nothing: the allocation that

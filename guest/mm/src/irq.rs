@@ -1,8 +1,8 @@
 //! Interrupts of this CPU, off while it must not be interrupted by what may call `mm`.
 //!
 //! Mirrors Linux `local_irq_save`, `spin_lock_irqsave`, and `pcp_trylock_prepare`. Differs from Linux on purpose: that
-//! interrupts are off is a value ([`IrqOff`]). A function that needs it takes a reference to that value, and a lock that
-//! needs it is a [`WithIrqOff`], so that no caller can forget it.
+//! interrupts are off is a value ([`IrqOff`]). A function that needs it, such as one that takes a zone's lock, takes a
+//! reference to that value, and a guard that it returns ends before the value does. So no caller can forget it.
 //!
 //! Interrupts are off while a CPU is at its per-CPU lists, holds any lock but that of memory hotplug, or initialises
 //! memory that it has claimed. So an interrupt handler, or a thread that has preempted another one, finds each list whole,
@@ -10,10 +10,8 @@
 //! whose CPUs are not interrupted by callers of `mm` has nothing to turn off, and pays nothing: the defaults of
 //! [`Platform::irq_save`] leave no instruction.
 //!
-//! Invariant: values of a CPU are dropped in the reverse order in which they were made: each is a local, or a field
-//! behind the guard that it protects.
-
-use core::ops::{Deref, DerefMut};
+//! Invariant: values of a CPU are dropped in the reverse order in which they were made: each is a local, or the last field of
+//! one.
 
 use crate::Mm;
 use crate::platform::{Calls, Platform};
@@ -32,41 +30,11 @@ impl<P: Platform> Drop for IrqOff<'_, P> {
     }
 }
 
-/// The guard of a lock that was taken with interrupts off.
-pub(crate) struct WithIrqOff<'m, P: Platform, G> {
-    // The order of the fields is the order in which they are dropped.
-    guard: G,
-    _off: IrqOff<'m, P>,
-}
-
-impl<P: Platform, G> Deref for WithIrqOff<'_, P, G> {
-    type Target = G;
-
-    #[inline(always)]
-    fn deref(&self) -> &G {
-        &self.guard
-    }
-}
-
-impl<P: Platform, G> DerefMut for WithIrqOff<'_, P, G> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut G {
-        &mut self.guard
-    }
-}
-
 impl<P: Platform> Mm<P> {
     /// Turns interrupts of this CPU off.
     #[inline(always)]
     pub(crate) fn irq_off(&self) -> IrqOff<'_, P> {
         IrqOff { platform: &self.platform, flags: self.platform.irq_save() }
-    }
-
-    /// Turns interrupts of this CPU off, and takes the lock that `lock` takes.
-    #[inline(always)]
-    pub(crate) fn with_irq_off<'m, G>(&'m self, lock: impl FnOnce() -> G) -> WithIrqOff<'m, P, G> {
-        let off = self.irq_off();
-        WithIrqOff { guard: lock(), _off: off }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
-use crate::irq::WithIrqOff;
+use crate::irq::IrqOff;
 use crate::node::ZoneType;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
@@ -235,7 +235,7 @@ impl<P: Platform> Mm<P> {
                 return Err(OfflineError::Busy);
             }
             // After the first unmovable page this only counts the others.
-            if self.lock_zone_of(pages).isolate(pages, &window, &mut stuck) {
+            if self.lock_zone_of(pages, &self.irq_off()).isolate(pages, &window, &mut stuck) {
                 isolated = isolated.union(PageblockSet::range(window));
             }
         }
@@ -254,14 +254,14 @@ impl<P: Platform> Mm<P> {
         stuck: &mut Stuck,
     ) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).add_unmovable(pages, &window, stuck);
+            self.lock_zone_of(pages, &self.irq_off()).add_unmovable(pages, &window, stuck);
         }
     }
 
     /// Ends the isolation of `pageblocks`.
     pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).undo_isolate(pages, &window);
+            self.lock_zone_of(pages, &self.irq_off()).undo_isolate(pages, &window);
         }
     }
 
@@ -269,7 +269,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) -> Stuck {
         let mut stuck = Stuck::none();
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).add_not_free(pages, &window, &mut stuck);
+            self.lock_zone_of(pages, &self.irq_off()).add_not_free(pages, &window, &mut stuck);
         }
         stuck
     }
@@ -279,12 +279,12 @@ impl<P: Platform> Mm<P> {
     /// without a holder.
     pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet, kind: Kind) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).take_isolated(pages, &window, kind);
+            self.lock_zone_of(pages, &self.irq_off()).take_isolated(pages, &window, kind);
         }
     }
 
-    fn lock_zone_of(&self, pages: SectionPages<'_>) -> WithIrqOff<'_, P, ZoneGuard<'_>> {
-        self.lock_zone(pages.section().zone())
+    fn lock_zone_of<'z>(&'z self, pages: SectionPages<'_>, off: &'z IrqOff<'_, P>) -> ZoneGuard<'z> {
+        self.lock_zone(pages.section().zone(), off)
     }
 }
 

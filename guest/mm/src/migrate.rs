@@ -18,8 +18,6 @@ use arrayvec::ArrayVec;
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::geometry::MAX_OWNERS;
-use crate::irq::WithIrqOff;
-use crate::lock::Guard;
 use crate::page::{Holder, Kind, OwnerId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
@@ -90,19 +88,16 @@ impl<P: Platform> Mm<P> {
                 "pages have owners so that they can move, and this platform does not migrate"
             )
         };
-        let mut owners = self.lock_owners();
-        let slot = &mut owners.0[usize::from(id.0)];
+        let _off = self.irq_off();
+        let slot = &mut self.owners.lock().0[usize::from(id.0)];
         assert!(slot.is_none(), "two owners with {id:?}");
         *slot = Some(owner);
     }
 
-    fn lock_owners(&self) -> WithIrqOff<'_, P, Guard<'_, Owners>> {
-        self.with_irq_off(|| self.owners.lock())
-    }
-
     /// The registered owners.
     pub(crate) fn owners(&self) -> Owners {
-        **self.lock_owners()
+        let _off = self.irq_off();
+        *self.owners.lock()
     }
 
     /// Tries once to migrate every owned page of the isolated `pageblocks` to one of `targets`. Stops

@@ -243,7 +243,7 @@ impl<P: Platform> Mm<P> {
 
     /// Free buddy blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
     pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.lock_zone(zone).free_blocks()
+        self.lock_zone(zone, &self.irq_off()).free_blocks()
     }
 
     /// Levels that follow from the size of `zone`, and its place.

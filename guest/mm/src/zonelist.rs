@@ -13,7 +13,7 @@
 use crate::Mm;
 use crate::geometry::MAX_NODES;
 use crate::hotplug::Hotplug;
-use crate::irq::WithIrqOff;
+use crate::irq::IrqOff;
 use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sync::{
@@ -194,8 +194,8 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the lock of zone `id`.
     #[inline]
-    pub(crate) fn lock_zone(&self, id: ZoneId) -> WithIrqOff<'_, P, ZoneGuard<'_>> {
-        self.with_irq_off(|| self.zone(id).lock(&self.sparse))
+    pub(crate) fn lock_zone<'z>(&'z self, id: ZoneId, _off: &'z IrqOff<'_, P>) -> ZoneGuard<'z> {
+        self.zone(id).lock(&self.sparse)
     }
 }
 

@@ -82,7 +82,8 @@ impl PcpZone {
     #[cold]
     #[inline(never)]
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
-        let mut guard = mm.lock_zone(zone);
+        let off = mm.irq_off();
+        let mut guard = mm.lock_zone(zone, &off);
         let mut left = blocks;
         for mt in TYPES {
             left = if order == Order::PAGE {
@@ -316,7 +317,8 @@ impl<P: Platform> PcpOwner<'_, P> {
     pub(crate) fn refill(&self, order: Order, mt: MigrateType) {
         assert_irq_off("a per-CPU list");
         let of = ListOf { order, mt };
-        let mut zone = self.mm.lock_zone(self.zone);
+        let off = self.mm.irq_off();
+        let mut zone = self.mm.lock_zone(self.zone, &off);
         if order == Order::PAGE {
             // A batch is one page less than a buddy block, and that page would have to be split off. Half of it will do: a
             // range that is free in part brings less, and the next ones bring ever less.
