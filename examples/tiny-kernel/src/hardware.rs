@@ -86,9 +86,10 @@ pub fn init() {
         write(command, 0x11);
         [first, wiring, 1, 0xff].into_iter().for_each(|value| write(data, value));
     }
+    let idt = &raw mut IDT;
     // SAFETY: this runs once, and nothing else names the table. The handler keeps all registers and returns by `iretq`.
     unsafe {
-        let idt = &mut *(&raw mut IDT);
+        let idt = &mut *idt;
         for vector in FIRST_VECTOR..FIRST_VECTOR + 16 {
             idt[vector].set_handler_addr(VirtAddr::new(interrupt as *const () as u64));
         }

@@ -33,7 +33,8 @@ use hardware::{Device, println};
 /// Memory lies below 64 GiB.
 const SECTIONS: usize = 512;
 const MEMMAPS: u64 = 0xffff_8000_0000_0000;
-const LARGE_PAGE: u64 = 2 << 20;
+const MIB: u64 = 1 << 20;
+const LARGE_PAGE: u64 = 2 * MIB;
 /// One table per GiB of memory, two for memmaps, and one per GiB with registers of devices.
 const TABLES: usize = 64 + 2 + 8;
 
@@ -117,7 +118,8 @@ fn order(bytes: usize) -> Option<Order> {
     (pages <= Order::MAX.pages() as usize).then(|| Order::new(pages.ilog2() as u8))
 }
 
-#[cfg_attr(target_os = "none", global_allocator)]
+#[cfg(target_os = "none")]
+#[global_allocator]
 static HEAP: TinyKernel = TinyKernel;
 
 // SAFETY: a buddy block belongs to its holder alone, and is aligned to its size. It is mapped where it is.
@@ -140,8 +142,9 @@ core::arch::global_asm!(include_str!("entry.s"), kernel_start = sym kernel_start
 extern "C" fn kernel_start(start_info: u64) -> ! {
     static mut MEMBLOCK: Memblock = Memblock::new();
     hardware::init();
+    let memblock = &raw mut MEMBLOCK;
     // SAFETY: this runs once, and nothing else names it.
-    let memblock = unsafe { &mut *(&raw mut MEMBLOCK) };
+    let memblock = unsafe { &mut *memblock };
     // SAFETY: the address is that of the boot ABI, and nothing was written since.
     for (start, size) in unsafe { hardware::ram(start_info) } {
         memblock.add(PhysRange::new(PhysAddr::new(start), size)).expect("a short memory map");
@@ -176,8 +179,8 @@ fn follow(mut device: Device) -> ! {
                 unreachable!("the smallest part is a memory block")
             }
             Action::Idle(idle) => {
-                let (plugged, zones) = (driver.plugged_size() >> 20, MM.stats().zones);
-                let free = zones.iter().map(|zone| zone.all_free()).sum::<u64>() * PAGE_SIZE >> 20;
+                let (plugged, zones) = (driver.plugged_size() / MIB, MM.stats().zones);
+                let free = zones.iter().map(|zone| zone.all_free()).sum::<u64>() * PAGE_SIZE / MIB;
                 println!("{plugged} MiB plugged, {free} MiB free: {idle:?}");
                 if device.sleep(idle) {
                     driver.config_changed()
