@@ -1,14 +1,16 @@
-//! tidevm's guest on QEMU. QEMU's virtio-mem device is an independent check of our driver, and it is on PCI.
+//! tidevm's guest on QEMU, and the tiny kernel of `examples/`. QEMU's virtio-mem device is an independent check of our
+//! driver, and it is on PCI.
 //!
 //! QEMU emulates the CPU, so these tests need no KVM. Without QEMU they are skipped.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use tidevm_guest_image::{TINY, build, find_toolchain};
 use tidevm_lab::qemu::{self, Hotplug, QemuConfig, QemuMachine};
 use tidevm_lab::zoneinfo::{self, Zone};
 use tidevm_machine::{GUEST_IMAGE, Size};
@@ -48,6 +50,7 @@ const TESTS: &[Test] = &[
     ),
     ("boot_memory_beyond_the_first_tables_is_mapped", boot_memory_beyond_the_first_tables_is_mapped),
     ("a_table_stays_for_memory_that_is_deferred", a_table_stays_for_memory_that_is_deferred),
+    ("the_tiny_kernel_grows", the_tiny_kernel_grows),
 ];
 
 fn main() -> ExitCode {
@@ -612,4 +615,42 @@ fn a_boot_takes_no_more_instructions_than_it_may() {
     assert!(much <= little * 6 / 5, "{much} instructions with 512 GiB, {little} with 1 GiB");
     assert!(much <= more + 200, "{much} instructions with 512 GiB, {more} with 8 GiB");
     assert_eq!(much, small_pages, "with pages of 1 GiB and without");
+}
+
+/// The tiny kernel follows QEMU's targets, each to whole memory blocks, and back.
+fn the_tiny_kernel_grows() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-kernel");
+    let kernel = find_toolchain().and_then(|toolchain| build(TINY, &toolchain, &folder));
+    let kernel = kernel.unwrap_or_else(|error| panic!("{error}"));
+    let options = QemuConfig {
+        hotplug: vec![Hotplug { requested: Size::mib(256), ..Hotplug::new(Size::gib(4)) }],
+        limit: LIMIT,
+        ..QemuConfig::new(kernel, Size::mib(512))
+    };
+    let mut machine = QemuMachine::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let boot = 512 - 32;
+    for (target, plugged) in [(256, 256), (1024, 1024), (4096, 4096), (1000, 896), (0, 0), (2048, 2048)] {
+        machine.resize(0, Size::mib(target)).unwrap();
+        machine.wait_plugged(0, Size::mib(plugged)).unwrap_or_else(|error| panic!("{error}"));
+        // The device counts memory as plugged before the kernel uses it.
+        let deadline = Instant::now() + LIMIT;
+        let free = loop {
+            let text = machine.text();
+            let last = text.lines().rfind(|line| line.contains(" MiB plugged, "));
+            let sizes = last.and_then(|line| {
+                let (size, rest) = line.split_once(" MiB plugged, ")?;
+                Some((size.parse::<u64>().ok()?, rest.split_once(' ')?.0.parse::<u64>().ok()?))
+            });
+            match sizes {
+                Some((size, free)) if size == plugged => break free,
+                _ => {
+                    assert!(Instant::now() < deadline, "waited for the kernel to say {plugged} MiB:\n{text}")
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        // Each memory block keeps 2 MiB for its memmap.
+        let expected = boot + plugged / MEMORY_BLOCK_MIB * (MEMORY_BLOCK_MIB - 2);
+        assert!((expected..expected + 32).contains(&free), "{target} MiB: {free} MiB are free");
+    }
 }

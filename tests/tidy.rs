@@ -32,6 +32,7 @@ use source::{root, rust, words};
 /// Which packages of the repository a package may depend on.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("bench", &["tidevm-mm"]),
+    ("examples/tiny-kernel", &["tidevm-mm", "virtio-mem"]),
     ("guest/abi", &[]),
     ("guest/firmware", &[]),
     ("guest/image", &[]),
@@ -76,7 +77,15 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ),
     (
         "tests",
-        &["tidevm-abi", "tidevm-bench", "tidevm-lab", "tidevm-machine", "tidevm-session", "tidevm-sizer"],
+        &[
+            "tidevm-abi",
+            "tidevm-bench",
+            "tidevm-guest-image",
+            "tidevm-lab",
+            "tidevm-machine",
+            "tidevm-session",
+            "tidevm-sizer",
+        ],
     ),
     (
         "tests/fuzz",
@@ -119,6 +128,7 @@ const OURS: &[&str] = &[
     "tidevm-sizer",
     "tidevm-soak",
     "tidevm-tests",
+    "tidevm-tiny-kernel",
     "virtio-mem",
     "xtask",
 ];

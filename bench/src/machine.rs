@@ -11,9 +11,9 @@ use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 use tidevm_mm::{
-    InitPolicy, Memblock, MemmapFrames, MemoryContent, Mm, NoPageTable, NodeId, Options, PAGE_SIZE, Page,
-    PageblockSet, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE,
-    Section, SectionNr, SectionRange, Sparse, ZoneType,
+    InitPolicy, Memblock, MemoryContent, Mm, NodeId, Options, PAGE_SIZE, Page, PageblockSet, PerCpuPages,
+    Pfn, PfnRange, PhysAddr, PhysRange, Platform, SECTION_PAGES, SECTION_SIZE, Section, SectionNr,
+    SectionRange, Sparse, ZoneType,
 };
 
 /// Size in bytes of the memmap of one section.
@@ -110,12 +110,12 @@ pub fn become_cpu(cpu: usize) {
 // CPU (contract of `become_cpu`). Memory comes and goes only while one thread uses the machine, so every other CPU is
 // outside of `mm` when `synchronize` is called.
 unsafe impl Platform for Host {
+    const MIGRATES: bool = true;
+
     #[inline]
     fn this_cpu(&self) -> usize {
         CPU.get()
     }
-
-    fn drained(&self) {}
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
         if pages.is_empty() {
@@ -129,34 +129,12 @@ unsafe impl Platform for Host {
         }
     }
 
-    fn map_memmap(&self, _: SectionNr, _: Pfn) -> Result<(), NoPageTable> {
-        Ok(())
-    }
-
+    // All of the window is mapped at all times.
     fn map_prepared_memmap(&self, _: SectionNr, _: Pfn) {}
 
     fn unmap_memmap(&self, _: SectionNr) {}
 
-    fn map_memmap_base(&self, _: SectionNr, _: &MemmapFrames) -> Result<(), NoPageTable> {
-        // Memmaps lie in the added memory here, so they are never made of base pages.
-        Err(NoPageTable)
-    }
-
-    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
-        unreachable!("the memmap of {section:?} is one piece")
-    }
-
-    fn map_direct(&self, _: PfnRange) -> Result<(), NoPageTable> {
-        Ok(())
-    }
-
-    fn prepare(&self, _: SectionRange) -> Result<(), NoPageTable> {
-        Ok(())
-    }
-
     fn map_prepared_direct(&self, _: PfnRange) {}
-
-    fn release(&self, _: SectionRange) {}
 
     fn unmap_direct(&self, _: PfnRange) {}
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, process};
 
-use tidevm_guest_image::{Error, SOURCES, build, find_toolchain, workspace_root};
+use tidevm_guest_image::{Error, GUEST, SOURCES, build, find_toolchain, workspace_root};
 
 fn main() {
     for source in SOURCES {
@@ -24,5 +24,5 @@ fn main() {
 }
 
 fn guest(target_dir: &Path) -> Result<PathBuf, Error> {
-    build(&find_toolchain()?, target_dir)
+    build(GUEST, &find_toolchain()?, target_dir)
 }

@@ -262,7 +262,7 @@ mod tests {
     use crate::results::{Reader, Results};
 
     /// Numbers of the claims of each mechanism.
-    const ROWS: [(&str, &[RangeInclusive<usize>]); 11] = [
+    const ROWS: [(&str, &[RangeInclusive<usize>]); 12] = [
         ("S1", &[1..=18]),
         ("S2", &[1..=14]),
         ("S3", &[1..=15]),
@@ -275,6 +275,7 @@ mod tests {
         ("A", &[1..=4]),
         ("L", &[1..=6]),
         ("C", &[1..=16]),
+        ("K", &[1..=4]),
     ];
 
     fn results(text: &str) -> Results {

@@ -1,7 +1,7 @@
-//! The guest image: builds the guest kernel for `x86_64-unknown-none` and checks the result. The VMM's build script
-//! and `xtask` both call this crate.
+//! The guest image: builds a kernel for `x86_64-unknown-none` and checks the result. The VMM's build script calls this crate
+//! for the guest kernel, and a test for the tiny kernel of `examples/`.
 //!
-//! The guest kernel runs in ring 0 without SSE, so the workspace's ordinary target and flags do not fit. A nested
+//! A kernel runs in ring 0 without SSE, so the workspace's ordinary target and flags do not fit. A nested
 //! cargo builds it, with a target folder of its own. The compiler flags and wrappers of the caller are removed from
 //! its environment.
 //!
@@ -74,12 +74,27 @@ pub fn workspace_root() -> &'static Path {
 pub const SOURCES: [&str; 7] =
     ["Cargo.toml", "Cargo.lock", "guest/abi", "guest/firmware", "guest/kernel", "guest/mm", "virtio-mem"];
 
-/// Builds the guest kernel below `target_dir`, which must not be the caller's target folder, and checks it.
+/// A package that is a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// Its name, which is that of its program too.
+    package: &'static str,
+    /// Its linker script, below [`workspace_root`].
+    script: &'static str,
+}
+
+/// The guest kernel of tidevm.
+pub const GUEST: Kernel = Kernel { package: "tidevm-guest", script: "guest/kernel/link.ld" };
+
+/// The tiny kernel that shows how to use the libraries.
+pub const TINY: Kernel = Kernel { package: "tidevm-tiny-kernel", script: "examples/tiny-kernel/link.ld" };
+
+/// Builds `kernel` below `target_dir`, which must not be the caller's target folder, and checks it.
 /// Returns the path of the ELF file.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error> {
+pub fn build(kernel: Kernel, toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root());
     // Removes the caller's compiler flags, wrappers and profiles, which are for the host.
@@ -101,13 +116,13 @@ pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error>
             cargo.env_remove(&*name);
         }
     }
-    cargo.args(["build", "--package", "tidevm-guest", "--profile", "guest", "--locked", "--target", TARGET]);
+    cargo.args(["build", "--package", kernel.package, "--profile", "guest", "--locked", "--target", TARGET]);
     cargo.arg("--target-dir").arg(target_dir);
     if let Toolchain::WithSources { rustc } = toolchain {
         // A stable compiler builds `core` only when unstable features are allowed.
         cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
     }
-    let script = workspace_root().join("guest/kernel/link.ld");
+    let script = workspace_root().join(kernel.script);
     let flags = [
         "-Crelocation-model=static".to_owned(),
         "-Clinker=ld".to_owned(),
@@ -123,7 +138,7 @@ pub fn build(toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error>
     if !status.success() {
         return Err(Error::Build(command));
     }
-    let path = target_dir.join(TARGET).join("guest").join("tidevm-guest");
+    let path = target_dir.join(TARGET).join("guest").join(kernel.package);
     let found = check(&path)?;
     if found.is_empty() { Ok(path) } else { Err(Error::Banned { path, found }) }
 }

@@ -18,8 +18,8 @@ use std::time::Instant;
 
 use tidevm_mm::hosted::with_cpu;
 use tidevm_mm::{
-    FaultStep, MAX_CPUS, MemoryContent, Mm, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, Platform, SECTION_PAGES,
-    SectionNr, SectionRange, SectionState,
+    FaultStep, MemoryContent, Mm, Order, PAGEBLOCK_PAGES, Pfn, PfnRange, Platform, SECTION_PAGES, SectionNr,
+    SectionRange, SectionState,
 };
 
 use self::memmap::Mapped;
@@ -71,7 +71,7 @@ pub struct Sim {
     garbage: AtomicU64,
     grace_periods: AtomicU64,
     /// By CPU: the steps that it takes.
-    steps: [Steps; MAX_CPUS],
+    steps: Vec<Steps>,
     /// Since the last grace period, memmaps were unmapped and nothing else was mapped or unmapped.
     settled: AtomicBool,
     /// By section: whether it was Absent when the last grace period began, and got no memmap since.
@@ -106,7 +106,7 @@ impl Sim {
             zeros: content == MemoryContent::Zero,
             garbage: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             grace_periods: AtomicU64::new(0),
-            steps: [const { Steps::new() }; MAX_CPUS],
+            steps: (0..cpus).map(|_| Steps::new()).collect(),
             settled: AtomicBool::new(false),
             unseen: (0..sections).map(|_| AtomicBool::new(false)).collect(),
             started: Instant::now(),

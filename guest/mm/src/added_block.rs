@@ -146,7 +146,7 @@ impl<P: Platform> Mm<P> {
         for nr in block.sections() {
             let pages = self.sparse.online_pages(nr).expect("an online section has pages");
             for run in usable(nr, pages.section()).runs() {
-                self.lock_zone(zone).free_range(pages, nr.pageblocks(&run));
+                self.lock_zone(zone, &self.irq_off()).free_range(pages, nr.pageblocks(&run));
             }
         }
     }

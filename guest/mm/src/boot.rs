@@ -11,7 +11,7 @@ use core::fmt;
 
 use crate::Mm;
 use crate::addr::{MEMMAP_PAGES, PAGE_SIZE, Pfn, PhysAddr, PhysRange, SectionNr};
-use crate::deferred::DEFERRED_RANGES;
+use crate::geometry::DEFERRED_RANGES;
 use crate::hotplug::Hotplug;
 use crate::memblock::{Memblock, Run};
 use crate::node::{ZoneId, ZoneType};
@@ -74,7 +74,7 @@ impl<P: Platform> Hotplug<'_, P> {
         }
         let mut later = self.take_boot_memmaps(memblock, &zones)?;
         let memblock: &'static Memblock = memblock;
-        mm.deferred.set_boot(memblock);
+        mm.deferred.set_boot(memblock, &mm.irq_off());
         for run in memblock.runs() {
             let managed = self.count_boot_memory(memblock, run);
             let mut rest = run;
@@ -85,7 +85,7 @@ impl<P: Platform> Hotplug<'_, P> {
             if let Some(later) = later[run.zone.index()].as_mut().filter(|_| rest.len() > 0) {
                 let pages = if rest == run { managed } else { rest.free_pages(memblock) };
                 mm.zone(run.zone).add_deferred(pages);
-                mm.deferred.add_boot(rest, later.memmap);
+                mm.deferred.add_boot(rest, later.memmap, &mm.irq_off());
                 later.memmap = later.memmap.add(rest.len() * MEMMAP_PAGES);
             }
         }
@@ -99,7 +99,8 @@ impl<P: Platform> Hotplug<'_, P> {
     fn init_boot_section(&self, memblock: &Memblock, nr: SectionNr, zone: ZoneId) {
         let mm = self.mm;
         let memmap = mm.sparse.entry(nr).memmap().expect("`take_boot_memmaps` gave it one");
-        let claims = mm.deferred.freeze();
+        let off = mm.irq_off();
+        let claims = mm.deferred.freeze(&off);
         mm.map_boot_section(memblock, nr, memmap);
         drop(claims);
         mm.make_present(nr, zone, memmap, self.held());

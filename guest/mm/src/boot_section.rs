@@ -54,7 +54,7 @@ impl<P: Platform> Mm<P> {
         self.sparse.set_state(nr, SectionState::Online, owner);
         let mut freed = 0;
         for free in memblock.free_in(nr.frames()) {
-            self.lock_zone(pages.section().zone()).free_range(pages, free);
+            self.lock_zone(pages.section().zone(), &self.irq_off()).free_range(pages, free);
             freed += u64::from(free.pages());
         }
         freed

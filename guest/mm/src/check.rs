@@ -74,7 +74,8 @@ impl<P: Platform> Mm<P> {
         hotplug.check_limits();
         let stopped = self.stop_pcp(self.zones().as_slice(), hotplug.held());
         // From now on no CPU initialises deferred memory.
-        let deferred = self.deferred.freeze();
+        let off = self.irq_off();
+        let deferred = self.deferred.freeze(&off);
         self.check_deferred(&deferred);
         let mut memmaps = Memmaps::default();
         self.check_pgmaps(&mut memmaps);
@@ -92,8 +93,9 @@ impl<P: Platform> Mm<P> {
         lists.clone().for_each(|lists| check_pcp(zone, &lists));
         let listed: u64 = lists.map(|lists| u64::from(lists.count())).sum();
         let of = self.zone(zone);
-        let buddy = self.lock_zone(zone);
-        let owners = *self.owners.lock();
+        let off = self.irq_off();
+        let buddy = self.lock_zone(zone, &off);
+        let owners = self.owners();
         let mut tally = Tally::default();
         let online = self.sparse.numbers().filter_map(|nr| self.sparse.online_pages(nr));
         for pages in online.filter(|pages| pages.section().zone() == zone) {

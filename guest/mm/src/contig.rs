@@ -102,7 +102,7 @@ impl<P: Platform> Mm<P> {
 
     /// As [`alloc_contig_pages`](Self::alloc_contig_pages), in deferred memory, which it initialises.
     fn alloc_contig_deferred(&self, count: u32) -> Option<PfnRange> {
-        let ranges = self.deferred.freeze().ranges().clone();
+        let ranges = self.deferred.freeze(&self.irq_off()).ranges().clone();
         let mut movable = ranges.iter().filter(|range| range.zone.zone_type() == ZoneType::Movable);
         movable.find_map(|range| {
             // What holds too much of a memmap is not initialised in vain.

@@ -27,14 +27,18 @@
 mod claims;
 mod ranges;
 
+use core::marker::PhantomData;
+
 use crate::Mm;
 use crate::added_block::MemoryBlock;
 use crate::addr::{MEMMAP_PAGES, Pfn, SectionNr, SectionRange};
+use crate::geometry::{DEFERRED_RANGES, MAX_NODES};
 use crate::grow::GrowZone;
 use crate::hotplug::Hotplug;
+use crate::irq::IrqOff;
 use crate::lock::{Guard, Locks, Rank, SpinLock};
 use crate::memblock::{Memblock, Run};
-use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sparse::{Section, SectionOwner, SectionState};
 use crate::sync::{AtomicU32, Ordering, spin_loop};
@@ -42,7 +46,7 @@ use crate::variant::{self, Variant};
 
 pub(crate) use claims::Claims;
 use ranges::DeferredRanges;
-pub(crate) use ranges::{DEFERRED_RANGES, DeferredRange, Origin};
+pub(crate) use ranges::{DeferredRange, Origin};
 
 /// The memory blocks that are not initialised.
 pub(crate) struct Deferred {
@@ -58,14 +62,16 @@ pub(crate) struct Deferred {
 }
 
 /// Memory blocks that this CPU has claimed: no other CPU touches them until they are online.
-struct Claimed {
+struct Claimed<'c, P: Platform> {
     range: DeferredRange,
     memblock: Option<&'static Memblock>,
+    /// Interrupts are off until they are online, because what would interrupt this CPU might wait for them.
+    off: PhantomData<&'c IrqOff<'c, P>>,
 }
 
 // The claim was made under the lock, and a memory block is claimed once. Who would unmap it waits for the claim to end
 // first: see `settle`.
-impl SectionOwner for Claimed {
+impl<P: Platform> SectionOwner for Claimed<'_, P> {
     // Not the lock of `Deferred`: its holder may be waiting for this memory block in `freeze`.
     const LOCKS: Locks = Locks::up_to(Rank::Hotplug);
 }
@@ -82,26 +88,32 @@ impl Deferred {
         }
     }
 
+    /// Takes the lock of what no CPU has claimed.
+    pub(crate) fn claims<'c, P: Platform>(&'c self, _off: &'c IrqOff<'_, P>) -> Guard<'c, Claims> {
+        self.claims.lock()
+    }
+
     /// Boot memory is what `memblock` says.
-    pub(crate) fn set_boot(&self, memblock: &'static Memblock) {
-        self.claims.lock().memblock = Some(memblock);
+    pub(crate) fn set_boot<P: Platform>(&self, memblock: &'static Memblock, off: &IrqOff<'_, P>) {
+        self.claims(off).memblock = Some(memblock);
     }
 
     /// Leaves `run` for later. Its memmaps go to `memmap` and behind it.
     ///
     /// # Panics
     /// When there are more than [`DEFERRED_RANGES`] ranges.
-    pub(crate) fn add_boot(&self, run: Run, memmap: Pfn) {
+    pub(crate) fn add_boot<P: Platform>(&self, run: Run, memmap: Pfn, off: &IrqOff<'_, P>) {
         let sections = SectionRange::new(run.first, run.len()).expect("the table has all of them");
         self.boot_end.fetch_max(run.end.get(), Ordering::Relaxed);
-        let is_new = self.add(DeferredRange { sections, zone: run.zone, origin: Origin::Boot { memmap } });
+        let range = DeferredRange { sections, zone: run.zone, origin: Origin::Boot { memmap } };
+        let is_new = self.add(range, off);
         assert!(is_new, "more than {DEFERRED_RANGES} ranges of boot memory are left for later");
     }
 
     /// Defers `range`, none of which is deferred. False when there are too many ranges.
     #[must_use]
-    pub(crate) fn add(&self, range: DeferredRange) -> bool {
-        let mut claims = self.claims.lock();
+    pub(crate) fn add<P: Platform>(&self, range: DeferredRange, off: &IrqOff<'_, P>) -> bool {
+        let mut claims = self.claims(off);
         // Before a CPU can claim some of it.
         let is_added = claims.ranges.insert(range);
         if is_added {
@@ -124,12 +136,12 @@ impl Deferred {
     }
 
     /// Whether section `nr` is boot memory of a machine that leaves sections for later, claimed or not.
-    fn is_boot_memory(&self, nr: SectionNr) -> bool {
+    fn is_boot_memory<P: Platform>(&self, nr: SectionNr, off: &IrqOff<'_, P>) -> bool {
         // Most memory that is added lies above all boot memory.
         if nr.get() >= self.boot_end.load(Ordering::Relaxed) {
             return false;
         }
-        let memblock = self.claims.lock().memblock;
+        let memblock = self.claims(off).memblock;
         memblock.is_some_and(|memblock| memblock.runs().any(|run| run.contains(nr)))
     }
 
@@ -144,8 +156,8 @@ impl Deferred {
     }
 
     /// Waits until no claimed memory block is being initialised, and keeps all CPUs from claiming any.
-    pub(crate) fn freeze(&self) -> Guard<'_, Claims> {
-        let claims = self.claims.lock();
+    pub(crate) fn freeze<'c, P: Platform>(&'c self, off: &'c IrqOff<'_, P>) -> Guard<'c, Claims> {
+        let claims = self.claims(off);
         if variant::is(Variant::FreezeDoesNotWait) {
             return claims;
         }
@@ -164,7 +176,8 @@ impl<P: Platform> Mm<P> {
     /// CPUs may call it at once.
     pub fn init_deferred(&self) -> bool {
         let nodes = self.nodes.by_distance(self.this_cpu().node());
-        let claimed = nodes.flat_map(zones_of).find_map(|zone| self.claim(zone));
+        let off = self.irq_off();
+        let claimed = nodes.flat_map(zones_of).find_map(|zone| self.claim(zone, &off));
         claimed.is_some_and(|claimed| {
             self.init_claimed(claimed);
             true
@@ -175,7 +188,8 @@ impl<P: Platform> Mm<P> {
     /// initialise everything and always write to memory of its own node: this CPU as long as its node has
     /// memory to claim, then the first CPU of another node that has. `None` when none is left to claim.
     pub fn next_deferred_cpu(&self) -> Option<usize> {
-        let claims = self.deferred.claims.lock();
+        let off = self.irq_off();
+        let claims = self.deferred.claims(&off);
         let this = self.platform.this_cpu();
         let mut nodes = self.nodes.by_distance(self.this_cpu().node());
         let node = nodes.find(|&node| zones_of(node).any(|zone| claims.count(zone) > 0))?;
@@ -188,7 +202,8 @@ impl<P: Platform> Mm<P> {
 
     /// Whether section `nr` is boot memory, initialised or not.
     pub(crate) fn is_boot_memory(&self, nr: SectionNr) -> bool {
-        self.sparse.section(nr).is_some_and(Section::is_boot) || self.deferred.is_boot_memory(nr)
+        self.sparse.section(nr).is_some_and(Section::is_boot)
+            || self.deferred.is_boot_memory(nr, &self.irq_off())
     }
 
     /// Whether no memory is left for later and none is being initialised.
@@ -199,7 +214,8 @@ impl<P: Platform> Mm<P> {
     /// The lowest section of `range` with memory: in the section table, or deferred. The caller holds the memory hotplug
     /// lock, or the answer is old.
     pub(crate) fn first_taken(&self, range: SectionRange) -> Option<SectionNr> {
-        let claims = self.deferred.freeze();
+        let off = self.irq_off();
+        let claims = self.deferred.freeze(&off);
         let deferred = claims.ranges.iter().find(|taken| taken.sections.intersects(range));
         let deferred = deferred.map(|taken| taken.sections.first().max(range.first()));
         // Sections from `end` on were never in use.
@@ -211,27 +227,32 @@ impl<P: Platform> Mm<P> {
     /// Whether any of `range` is deferred, and no CPU has claimed it. A page table for such memory must stay, even when
     /// nothing else is mapped by it: the CPU that claims the memory makes none.
     pub fn is_deferred(&self, range: SectionRange) -> bool {
-        self.deferred.claims.lock().ranges.intersects(range)
+        self.deferred.claims(&self.irq_off()).ranges.intersects(range)
     }
 
     /// Claims the next memory block of `zone`, for the caller to initialise. None when every memory block that is left
     /// was claimed by another CPU, which is initialising it.
-    fn claim(&self, zone: ZoneId) -> Option<Claimed> {
-        let mut claims = self.deferred.claims.lock();
+    fn claim<'c>(&'c self, zone: ZoneId, off: &'c IrqOff<'c, P>) -> Option<Claimed<'c, P>> {
+        let mut claims = self.deferred.claims(off);
         if variant::is(Variant::ClaimInTwoSteps) {
             let range = claims.ranges.clone().pop(zone)?;
             drop(claims);
-            claims = self.deferred.claims.lock();
+            claims = self.deferred.claims(off);
             _ = claims.ranges.pop(zone);
-            return Some(self.claimed(&claims, range));
+            return Some(self.claimed(&claims, range, off));
         }
         let range = claims.ranges.pop(zone)?;
-        Some(self.claimed(&claims, range))
+        Some(self.claimed(&claims, range, off))
     }
 
     /// The claim of `range`, which was taken from `claims`. It is mapped here, under the lock: while some of a page table
     /// is deferred, the table stays, and afterwards it has an entry.
-    fn claimed(&self, claims: &Claims, range: DeferredRange) -> Claimed {
+    fn claimed<'c>(
+        &'c self,
+        claims: &Claims,
+        range: DeferredRange,
+        _off: &'c IrqOff<'c, P>,
+    ) -> Claimed<'c, P> {
         self.deferred.under_way.fetch_add(1, Ordering::Relaxed);
         match (range.origin, claims.memblock) {
             (Origin::Boot { memmap }, Some(memblock)) => {
@@ -240,12 +261,12 @@ impl<P: Platform> Mm<P> {
             }
             _ => blocks_of(&range).for_each(|block| self.map_plugged(block)),
         }
-        Claimed { range, memblock: claims.memblock }
+        Claimed { range, memblock: claims.memblock, off: PhantomData }
     }
 
     /// Initialises what was claimed. Takes no lock but the zone's, and allocates nothing: the allocation that
     /// needs the memory may hold any other lock.
-    fn init_claimed(&self, claimed: Claimed) {
+    fn init_claimed(&self, claimed: Claimed<'_, P>) {
         let range = claimed.range;
         let pages = match (range.origin, claimed.memblock) {
             (Origin::Boot { memmap }, Some(memblock)) => self.init_boot(memblock, memmap, &claimed),
@@ -262,7 +283,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Initialises claimed sections of boot memory. Returns the number of pages freed.
-    fn init_boot(&self, memblock: &Memblock, memmap: Pfn, claimed: &Claimed) -> u64 {
+    fn init_boot(&self, memblock: &Memblock, memmap: Pfn, claimed: &Claimed<'_, P>) -> u64 {
         let DeferredRange { sections, zone, .. } = claimed.range;
         let mut pages = 0;
         for (nr, memmap) in sections.sections().zip(memmaps_from(memmap)) {
@@ -292,9 +313,10 @@ impl<P: Platform> Hotplug<'_, P> {
     /// lock only.
     pub fn settle(&self, range: SectionRange) {
         loop {
-            let mut claims = self.mm.deferred.freeze();
+            let off = self.mm.irq_off();
+            let mut claims = self.mm.deferred.freeze(&off);
             let Some(part) = claims.ranges.take_plugged(range) else { return };
-            let claimed = self.mm.claimed(&claims, part);
+            let claimed = self.mm.claimed(&claims, part, &off);
             drop(claims);
             self.mm.init_claimed(claimed);
         }
@@ -303,7 +325,8 @@ impl<P: Platform> Hotplug<'_, P> {
     /// Takes the highest part of `range` that is deferred and ends where `range` does. It belongs to no range any more, and
     /// the caller removes it. None when the last memory block of `range` is not deferred.
     pub(crate) fn take_deferred_end(&self, range: SectionRange) -> Option<DeferredRange> {
-        let mut claims = self.mm.deferred.freeze();
+        let off = self.mm.irq_off();
+        let mut claims = self.mm.deferred.freeze(&off);
         let last = claims.ranges.find(SectionNr::new(range.end().get().checked_sub(1)?))?;
         if last.is_boot() {
             return None;
@@ -315,7 +338,7 @@ impl<P: Platform> Hotplug<'_, P> {
             return Some(taken);
         }
         // A memory block that is not wholly in `range`, or no room for the rest.
-        let claimed = self.mm.claimed(&claims, taken);
+        let claimed = self.mm.claimed(&claims, taken, &off);
         drop(claims);
         self.mm.init_claimed(claimed);
         None
@@ -336,7 +359,8 @@ impl<P: Platform> GrowZone for Mm<P> {
             return false;
         }
         while self.deferred.left(zone) == before {
-            match self.claim(zone) {
+            let off = self.irq_off();
+            match self.claim(zone, &off) {
                 Some(claimed) => self.init_claimed(claimed),
                 None => spin_loop(),
             }
@@ -409,8 +433,9 @@ mod tests {
         let mm = machine(InitPolicy::Deferred, 3).boot();
         assert!(mm.init_deferred());
         let zone = NodeId::FIRST.zone(ZoneType::Dma32);
-        let claimed = mm.claim(zone).expect("one is left");
-        assert!(mm.claim(zone).is_none() && !mm.init_deferred() && !mm.is_all_initialised());
+        let off = mm.irq_off();
+        let claimed = mm.claim(zone, &off).expect("one is left");
+        assert!(mm.claim(zone, &off).is_none() && !mm.init_deferred() && !mm.is_all_initialised());
         // Stops above the low watermark: below it this thread would wait for the section that it has claimed.
         let zone = &mm.zones[0];
         let low = zone.watermark(Watermark::Low) + zone.lowmem_reserve(ZoneType::Normal);

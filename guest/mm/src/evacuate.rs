@@ -9,6 +9,8 @@
 //! of pages left falls or stays the same. After [`IDLE_ROUNDS`] rounds without progress the pageblocks are
 //! given up, and the error names the pages that are left.
 //!
+//! On a machine that does not migrate ([`Platform::MIGRATES`]) there is no loop: a page that is in use fails it all.
+//!
 //! Invariant: after an error no pageblock is isolated that was not before, and none is taken.
 
 use crate::Mm;
@@ -54,13 +56,21 @@ impl<P: Platform> Mm<P> {
         if policy != PcpPolicy::Disable {
             self.drain_pcp(zone, held);
         }
-        self.isolate_all(parts.clone())?;
+        self.isolate_all(parts.clone()).map_err(Self::in_words_of)?;
         if let Err(error) = self.evacuate(zone, parts.clone(), policy == PcpPolicy::DrainAgain, held) {
             parts.for_each(|(pages, pageblocks)| self.undo_isolate(pages, pageblocks));
-            return Err(error);
+            return Err(Self::in_words_of(error));
         }
         parts.for_each(|(pages, pageblocks)| self.take_isolated(pages, pageblocks, kind));
         Ok(())
+    }
+
+    /// Where nothing can move, that a page cannot move says nothing about the page.
+    fn in_words_of(error: OfflineError) -> OfflineError {
+        match error {
+            OfflineError::Unmovable(stuck) if !P::MIGRATES => OfflineError::InUse(stuck),
+            other => other,
+        }
     }
 
     /// Isolates `parts`, all of them or none.
@@ -95,6 +105,15 @@ impl<P: Platform> Mm<P> {
             stuck
         };
         let stuck = left_in(&mut parts.clone());
+        if !P::MIGRATES {
+            if stuck.pages == 0 {
+                return Ok(());
+            }
+            // Pages that other CPUs are giving back, or held for a moment only, are free then.
+            self.platform.synchronize();
+            let stuck = left_in(&mut parts.clone());
+            return if stuck.pages == 0 { Ok(()) } else { Err(OfflineError::Unmovable(stuck)) };
+        }
         if u64::from(stuck.pages) > self.room_for_movable() {
             return Err(OfflineError::NoRoom(stuck));
         }

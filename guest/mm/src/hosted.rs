@@ -82,7 +82,8 @@ impl<P: Platform> Mm<P> {
     /// head.
     pub fn walk(&self, nr: SectionNr, pageblocks: &Range<u32>) -> Vec<(Pfn, bool)> {
         let pages = self.sparse.online_pages(nr).expect("an online section");
-        let _zone = self.lock_zone(pages.section().zone());
+        let off = self.irq_off();
+        let _zone = self.lock_zone(pages.section().zone(), &off);
         pages.blocks(pageblocks).map(|(pfn, state)| (pfn, !state.is_tail())).collect()
     }
 

@@ -20,6 +20,7 @@ use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
+use crate::irq::IrqOff;
 use crate::node::ZoneType;
 use crate::page::{Holder, Kind, PageState};
 use crate::pageblock::MigrateType;
@@ -46,6 +47,8 @@ pub enum OfflineError {
     Busy,
     /// These pages cannot move, or did not in all rounds.
     Unmovable(Stuck),
+    /// These pages are in use, and the machine does not migrate ([`Platform::MIGRATES`]).
+    InUse(Stuck),
     /// There is no memory left to migrate these pages to.
     NoRoom(Stuck),
 }
@@ -59,6 +62,9 @@ impl fmt::Display for OfflineError {
             Self::HoldsMemmap => f.write_str("the pageblock holds the memmap of its memory block"),
             Self::Busy => f.write_str("a pageblock is isolated already"),
             Self::Unmovable(stuck) => write!(f, "pages cannot move: {stuck}"),
+            Self::InUse(stuck) => {
+                write!(f, "pages are in use, and this machine does not migrate pages: {stuck}")
+            }
             Self::NoRoom(stuck) => write!(f, "no memory left to migrate pages to: {stuck}"),
         }
     }
@@ -233,7 +239,7 @@ impl<P: Platform> Mm<P> {
                 return Err(OfflineError::Busy);
             }
             // After the first unmovable page this only counts the others.
-            if self.lock_zone_of(pages).isolate(pages, &window, &mut stuck) {
+            if self.lock_zone_of(pages, &self.irq_off()).isolate(pages, &window, &mut stuck) {
                 isolated = isolated.union(PageblockSet::range(window));
             }
         }
@@ -252,14 +258,14 @@ impl<P: Platform> Mm<P> {
         stuck: &mut Stuck,
     ) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).add_unmovable(pages, &window, stuck);
+            self.lock_zone_of(pages, &self.irq_off()).add_unmovable(pages, &window, stuck);
         }
     }
 
     /// Ends the isolation of `pageblocks`.
     pub(crate) fn undo_isolate(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).undo_isolate(pages, &window);
+            self.lock_zone_of(pages, &self.irq_off()).undo_isolate(pages, &window);
         }
     }
 
@@ -267,7 +273,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn test_pages_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet) -> Stuck {
         let mut stuck = Stuck::none();
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).add_not_free(pages, &window, &mut stuck);
+            self.lock_zone_of(pages, &self.irq_off()).add_not_free(pages, &window, &mut stuck);
         }
         stuck
     }
@@ -277,12 +283,12 @@ impl<P: Platform> Mm<P> {
     /// without a holder.
     pub(crate) fn take_isolated(&self, pages: SectionPages<'_>, pageblocks: PageblockSet, kind: Kind) {
         for window in pageblocks.windows() {
-            self.lock_zone_of(pages).take_isolated(pages, &window, kind);
+            self.lock_zone_of(pages, &self.irq_off()).take_isolated(pages, &window, kind);
         }
     }
 
-    fn lock_zone_of(&self, pages: SectionPages<'_>) -> ZoneGuard<'_> {
-        self.lock_zone(pages.section().zone())
+    fn lock_zone_of<'z>(&'z self, pages: SectionPages<'_>, off: &'z IrqOff<'_, P>) -> ZoneGuard<'z> {
+        self.lock_zone(pages.section().zone(), off)
     }
 }
 

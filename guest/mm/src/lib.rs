@@ -10,7 +10,7 @@
 //!
 //! | layer | files |
 //! |---|---|
-//! | words | [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `steps` |
+//! | words | [`geometry`](MAX_NODES), [`addr`](PhysAddr), [`pageblock_set`](PageblockSet), `sync`, [`grace`](Passes), [`wakeup`](Wakeup), [`tlb_flush`](FlushTickets), [`copy_batch`](CopyBatch), `lock`, `variant`, [`options`](Options), [`platform`](Platform), `irq`, `steps` |
 //! | metadata | [`page`](Page), `free_area`, [`node`](NodeId), [`sparse`](Sparse), `pageblock`, `altmap`, [`hotplug`](Hotplug), `pgmap` |
 //! | allocation | [`memblock`](Memblock), `free_block`, `free_lists`, `zone`, `buddy`, `zonelist`, `fallback`, `pcplist`, `grow`, `page_alloc`, `page_reporting` |
 //! | movement | `isolation`, `target`, `migrate`, `evacuate` |
@@ -29,7 +29,8 @@
 //! A CPU that holds a lock takes only locks to the right of it, and never two of a kind (Linux:
 //! `mem_hotplug_lock`, the node's resize lock, `zone->lock`). Per-CPU lists have no lock: a CPU uses its own, and the
 //! holder of the memory hotplug lock uses those of all CPUs after it has stopped them (see `pcplist`). The
-//! locks under which `mm` calls the machine are those of the table at [`Platform`]. Calls to a
+//! locks under which `mm` calls the machine are those of the table at [`Platform`]. All locks but the first are held with
+//! interrupts of the CPU off ([`Platform::irq_save`]). Calls to a
 //! [`MovableOwner`] are made under the first lock only, so they may allocate and free too.
 //!
 //! A broken invariant panics with the values that differ. A mistake that a caller or the machine can make is
@@ -73,11 +74,13 @@ mod fallback;
 mod free_area;
 mod free_block;
 mod free_lists;
+mod geometry;
 mod grace;
 mod grow;
 #[cfg(any(test, feature = "hosted"))]
 pub mod hosted;
 mod hotplug;
+mod irq;
 mod isolation;
 mod lock;
 mod memblock;
@@ -116,24 +119,25 @@ pub use addr::{
 pub use boot::BootError;
 pub use check::Checked;
 pub use copy_batch::CopyBatch;
+pub use geometry::{MAX_NODES, MAX_OWNERS, MAX_PGMAPS, MEMBLOCK_RANGES};
 pub use grace::Passes;
 pub use hotplug::Hotplug;
 pub use isolation::{OfflineError, Stuck};
-pub use memblock::{MEMBLOCK_RANGES, Memblock, MemblockFull, NodeOverlap};
+pub use memblock::{Memblock, MemblockFull, NodeOverlap};
 pub use memory_block::{
     AddAndOnlineError, AddError, AddedPart, BlockState, MemoryBlockStats, MhpFlags, OfflineAndRemoveError,
     OnlineError, RemoveError, RemovedPart,
 };
-pub use migrate::{MAX_OWNERS, MovableOwner};
-pub use node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+pub use migrate::MovableOwner;
+pub use node::{NodeId, ZoneId, ZoneType};
 pub use options::{DeviceInit, InitPolicy, MemoryContent, Options, PcpPolicy, RemovalPolicy};
 pub use page::{DevUser, Holder, OwnerId, Page};
 pub use page_alloc::{AllocError, Gfp};
 pub use page_reporting::{CAPACITY as REPORTING_CAPACITY, Lent};
 pub use pageblock::MigrateType;
 pub use pageblock_set::PageblockSet;
-pub use pcplist::{MAX_CPUS, PcpDisabled, PerCpuPages};
-pub use pgmap::{DeviceStats, MAX_PGMAPS, PgmapInfo, PgmapNr};
+pub use pcplist::{PcpDisabled, PerCpuPages};
+pub use pgmap::{DeviceStats, PgmapInfo, PgmapNr};
 pub use platform::{FaultStep, MemmapFrames, NoPageTable, Platform};
 pub use sparse::{Section, SectionState, Sparse};
 pub use tlb_flush::{FlushTicket, FlushTickets, ServedTickets};
@@ -192,13 +196,9 @@ pub struct Mm<P: Platform> {
 }
 
 impl<P: Platform> Mm<P> {
-    /// An `Mm` without memory, for a static. `per_cpu` has one element per CPU that may ever call.
-    ///
-    /// # Panics
-    /// When there are more than [`MAX_CPUS`].
+    /// An `Mm` without memory, for a static. `per_cpu` has one element per CPU that may ever call, as many as there are.
     #[must_use]
     pub const fn new(platform: P, sparse: Sparse, per_cpu: &'static [PerCpuPages]) -> Self {
-        assert!(per_cpu.len() <= MAX_CPUS);
         Self {
             platform: Calls::new(platform),
             sparse,

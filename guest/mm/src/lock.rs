@@ -1,14 +1,13 @@
 //! Spin locks, and the order in which they may be taken.
 //!
-//! Mirrors Linux `spinlock_t` as far as this kernel needs it: code that calls `mm` is never
-//! preempted and interrupt handlers never call it, so no lock saves interrupt flags. Differs from Linux on
-//! purpose: the lock of memory hotplug, a mutex in Linux, spins too, because there is nothing to switch to. A CPU that
+//! Mirrors Linux `spinlock_t` as far as this kernel needs it. A lock saves no interrupt flags: `irq` does, before it is
+//! taken. Differs from Linux on purpose: the lock of memory hotplug, a mutex in Linux, spins too, because there is nothing to switch to. A CPU that
 //! waits for it calls [`Platform::relax`](crate::Platform::relax).
 //!
 //! `sync/tests/lock.rs` is its model.
 //!
 //! Invariant: a CPU takes locks in ascending [`Rank`]. Hosted builds check the order on every
-//! lock operation, and check a [`Locks`] wherever one is stated.
+//! lock operation, and check a [`Locks`] wherever one is stated. They know whether interrupts of the CPU are off too.
 #![expect(unsafe_code, reason = "a lock is the cell that turns exclusion into &mut")]
 
 use crate::sync::{AtomicBool, Ordering, spin_loop};
@@ -61,6 +60,10 @@ impl Locks {
         order::assert_held(self, call);
     }
 }
+
+#[cfg(test)]
+pub(crate) use order::irqs_are_off;
+pub(crate) use order::{assert_irq_off, irq_restored, irq_saved};
 
 /// A value behind a spin lock.
 pub(crate) struct SpinLock<T> {
@@ -149,11 +152,36 @@ impl<T> Drop for Guard<'_, T> {
 #[cfg(any(test, feature = "hosted"))]
 mod order {
     use super::{Locks, Rank};
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::vec::Vec;
 
     crate::sync::thread_local! {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+        /// How often interrupts were turned off and not on again.
+        static IRQ_OFF: Cell<u32> = const { Cell::new(0) };
+    }
+
+    pub(crate) fn irq_saved() {
+        IRQ_OFF.with(|depth| depth.set(depth.get() + 1));
+    }
+
+    pub(crate) fn irq_restored() {
+        if is_unwinding() {
+            return;
+        }
+        let depth = IRQ_OFF.with(Cell::get);
+        IRQ_OFF.with(|cell| cell.set(depth.checked_sub(1).expect("only what was turned off is turned on")));
+    }
+
+    /// Whether interrupts of this CPU are off.
+    pub(crate) fn irqs_are_off() -> bool {
+        IRQ_OFF.with(Cell::get) > 0
+    }
+
+    /// Checks that interrupts of this CPU are off; `what` is what it uses.
+    #[track_caller]
+    pub(crate) fn assert_irq_off(what: &str) {
+        assert!(is_unwinding() || irqs_are_off(), "{what} is used with interrupts on");
     }
 
     pub(super) fn check(wanted: Rank) {
@@ -215,6 +243,12 @@ mod order {
     pub(super) fn push(_: Rank) {}
     #[inline(always)]
     pub(super) fn pop(_: Rank) {}
+    #[inline(always)]
+    pub(crate) fn irq_saved() {}
+    #[inline(always)]
+    pub(crate) fn irq_restored() {}
+    #[inline(always)]
+    pub(crate) fn assert_irq_off(_: &str) {}
 }
 
 #[cfg(test)]

@@ -15,10 +15,8 @@ use core::fmt;
 use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SIZE, PfnRange, PhysAddr, PhysRange, SECTION_PAGES, SECTION_SIZE, SectionNr};
+use crate::geometry::MEMBLOCK_RANGES;
 use crate::node::{NodeId, ZoneId, ZoneType};
-
-/// Ranges that each table can hold.
-pub const MEMBLOCK_RANGES: usize = 128;
 
 /// A table of [`MEMBLOCK_RANGES`] ranges is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -134,7 +134,7 @@ impl<P: Platform> Hotplug<'_, P> {
     pub fn each_memory_block(&self, from: SectionNr, mut tell: impl FnMut(MemoryBlockStats) -> bool) {
         let sparse = &self.mm.sparse;
         // A copy, because `tell` may allocate, and an allocation may claim what is deferred.
-        let deferred = self.mm.deferred.freeze().ranges().clone();
+        let deferred = self.mm.deferred.freeze(&self.mm.irq_off()).ranges().clone();
         let mut next = from;
         let mut ranges = deferred.iter().filter_map(|range| range.whole_from(from));
         loop {

@@ -17,15 +17,13 @@ use arrayvec::ArrayVec;
 
 use crate::Mm;
 use crate::addr::{Order, Pfn, PfnRange};
+use crate::geometry::MAX_OWNERS;
 use crate::page::{Holder, Kind, OwnerId};
 use crate::pageblock_set::PageblockSet;
 use crate::platform::{FaultStep, Platform};
 use crate::sparse::SectionPages;
 use crate::sync::Ordering::Relaxed;
 use crate::target::Targets;
-
-/// Number of owners that can be registered.
-pub const MAX_OWNERS: usize = 8;
 
 /// A holder of pages that can use other pages instead.
 ///
@@ -116,11 +114,25 @@ impl<P: Platform> Mm<P> {
     /// Registers `owner` under `id`. It stays registered.
     ///
     /// # Panics
-    /// When `id` is not below [`MAX_OWNERS`], or taken.
+    /// When `id` is not below [`MAX_OWNERS`], or taken. On a machine that does not migrate ([`Platform::MIGRATES`]) the
+    /// call is not compiled.
     pub fn register_owner(&self, id: OwnerId, owner: &'static dyn MovableOwner) {
+        const {
+            assert!(
+                P::MIGRATES,
+                "pages have owners so that they can move, and this platform does not migrate"
+            )
+        };
+        let _off = self.irq_off();
         let slot = &mut self.owners.lock().0[usize::from(id.0)];
         assert!(slot.is_none(), "two owners with {id:?}");
         *slot = Some(owner);
+    }
+
+    /// The registered owners.
+    pub(crate) fn owners(&self) -> Owners {
+        let _off = self.irq_off();
+        *self.owners.lock()
     }
 
     /// Tries once to migrate every owned page of the isolated `pageblocks` to one of `targets`. Stops
@@ -131,7 +143,7 @@ impl<P: Platform> Mm<P> {
         pageblocks: PageblockSet,
         targets: &mut Targets<'_, P>,
     ) -> bool {
-        let owners = *self.owners.lock();
+        let owners = self.owners();
         let mut batch = ArrayVec::new();
         for run in pageblocks.runs() {
             if self.migrate_range(pages, pages.nr().pageblocks(&run), &owners, &mut batch, targets) {

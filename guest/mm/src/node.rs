@@ -3,13 +3,11 @@
 //! Mirrors Linux `enum zone_type`, `NODE_DATA(nid)->node_zones` and the `ZONEID` field of `page->flags`:
 //! every node has all zones, most of them empty, and the node and zone of a page are one number.
 //!
-//! Invariant: there are at most [`MAX_NODES`] nodes, so that this number has four bits and a whole
+//! Invariant: there are at most [`MAX_NODES`] nodes, so that this number has four bits at most and a whole
 //! zonelist is one word (see `zonelist`).
 
 use crate::addr::{PhysAddr, SectionNr};
-
-/// Most nodes that a machine can have (Linux `MAX_NUMNODES`).
-pub const MAX_NODES: usize = 4;
+use crate::geometry::MAX_NODES;
 
 /// Number of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +104,7 @@ impl ZoneType {
     }
 }
 
-/// A zone of a node. Bits 0..=1 are the type, bits 2..=3 the node; the type is never 3, which is
+/// A zone of a node. Bits 0..=1 are the type, the bits above them the node; the type is never 3, which is
 /// device memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ZoneId(u8);
@@ -115,7 +113,7 @@ impl ZoneId {
     const TYPE_BITS: u32 = 2;
     const NO_TYPE: u8 = (1 << Self::TYPE_BITS) - 1;
     /// Number of bits of a zone's number.
-    pub(crate) const BITS: u32 = 4;
+    pub(crate) const BITS: u32 = Self::TYPE_BITS + MAX_NODES.ilog2();
     /// Different numbers: those of zones, and one for each node that is not a zone's.
     pub(crate) const NUMBERS: usize = 1 << Self::BITS;
     /// Number of zones, of all nodes.
@@ -181,7 +179,7 @@ impl ZoneId {
     }
 }
 
-const _: () = assert!(MAX_NODES << ZoneId::TYPE_BITS == 1 << ZoneId::BITS);
+const _: () = assert!(ZoneId::COUNT as u32 * ZoneId::BITS < u64::BITS, "a zonelist is one word, with an end");
 const _: () = assert!(ZoneType::COUNT == ZoneId::NO_TYPE as usize);
 
 impl core::fmt::Debug for ZoneId {

@@ -198,7 +198,8 @@ impl<P: Platform> Mm<P> {
         if !self.may_take(zone, request, mark, order.pages()) {
             return None;
         }
-        let mut zone = self.lock_zone(zone);
+        let off = self.irq_off();
+        let mut zone = self.lock_zone(zone, &off);
         let block = zone.rmqueue(order, request.mt)?;
         block.head().set_state(PageState::held(order, request.holder));
         Some(block.pfn())
@@ -242,7 +243,7 @@ impl<P: Platform> Mm<P> {
     #[inline(never)]
     fn free_to_buddy(&self, zone: ZoneId, pfn: Pfn, order: Order) {
         let pages = self.sparse.pages(pfn.section()).expect("an allocated page has a section");
-        self.lock_zone(zone).free_and_merge(pages, pfn, order, Place::Head);
+        self.lock_zone(zone, &self.irq_off()).free_and_merge(pages, pfn, order, Place::Head);
     }
 
     /// Gives single pages back that lie side by side, in buddy blocks as large as they make. This is a
@@ -264,7 +265,8 @@ impl<P: Platform> Mm<P> {
 
     fn free_in_pageblock(&self, pages: SectionPages<'_>, range: PfnRange) {
         let tail = PageState::new(Kind::Tail, Order::PAGE);
-        let mut guard = self.lock_zone(pages.section().zone());
+        let off = self.irq_off();
+        let mut guard = self.lock_zone(pages.section().zone(), &off);
         for (first, order) in range.chunks() {
             for offset in 0..order.pages() {
                 let pfn = first.add(offset);

@@ -116,7 +116,8 @@ impl<P: Platform> Mm<P> {
         let mut more = false;
         for zone in self.zones() {
             let low = zone.watermark(Watermark::Low);
-            let mut guard = self.lock_zone(zone.id());
+            let off = self.irq_off();
+            let mut guard = self.lock_zone(zone.id(), &off);
             let mut room = guard.free().saturating_sub(low) / SHARE;
             for (order, mt) in ORDERS.into_iter().flat_map(|order| TYPES.map(|mt| (order, mt))) {
                 let (pages, unfinished) = guard.lend(order, mt, room, lent);
@@ -138,7 +139,8 @@ impl<P: Platform> Mm<P> {
             let state = page.state();
             let is_lent = state.is(Kind::Allocated, order) && page.holder(state) == Holder::Lent;
             assert!(is_lent, "{pfn:?} of {order:?} is not lent: {state:?}");
-            let mut guard = self.lock_zone(zone);
+            let off = self.irq_off();
+            let mut guard = self.lock_zone(zone, &off);
             guard.free_and_merge(pages, pfn, order, Place::Tail);
             let mt = pages.section().pageblocks.migrate_type(pfn.pageblock());
             if taken && mt != MigrateType::Isolate && page.state() == PageState::new(Kind::Free, order) {

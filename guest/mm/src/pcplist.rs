@@ -56,9 +56,6 @@ pub(crate) use owner::{ListOf, listed};
 pub use stopped::PcpDisabled;
 pub(crate) use stopped::{PcpStopped, StoppedLists};
 
-/// Most CPUs that a machine can have.
-pub const MAX_CPUS: usize = 64;
-
 /// Single pages that a CPU keeps of a zone at most: those of its limits, and those of a refill for the other type.
 const MOST_PAGES: usize = PcpLimits::MOST_PAGES as usize + RUN_PAGES;
 /// Pageblocks that a CPU keeps of a zone at most. A refill brings no more than the limits allow.

@@ -19,18 +19,16 @@
 
 use crate::addr::{Order, PAGEBLOCK_PAGES, Pfn, PfnRange, SECTION_PAGES, SectionNr};
 use crate::altmap::VmemAltmap;
+use crate::geometry::{MAX_NODES, MAX_PGMAPS};
 use crate::hotplug::HotplugHeld;
 use crate::lock::{Locks, Rank};
-use crate::node::{MAX_NODES, NodeId};
+use crate::node::NodeId;
 use crate::page::{Kind, PageRef};
 use crate::sparse::SectionOwner;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-
-/// Most ranges of device memory that are mapped at a time.
-pub const MAX_PGMAPS: usize = 16;
 
 /// Names a mapped range of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +71,7 @@ pub struct PgmapInfo {
     pub locked_ns: u64,
     /// From then on until all pages were initialised, in nanoseconds.
     pub init_ns: u64,
-    /// CPUs that initialised pages of it; bit `n` is CPU `n`.
+    /// CPUs that initialised pages of it; bit `n` is CPU `n`, and CPU `n + 64`, and so on.
     pub cpus: u64,
 }
 

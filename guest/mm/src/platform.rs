@@ -21,7 +21,11 @@ pub(crate) use calls::Calls;
 /// Boot memory is prepared as by [`prepare`](Self::prepare) before [`Mm::boot`](crate::Mm::boot), and stays so.
 ///
 /// Code that calls `mm` is not preempted and not moved to another CPU until the call returns, and
-/// interrupt handlers never call `mm`.
+/// interrupt handlers never call `mm`; or the machine implements [`irq_save`](Self::irq_save), which says what holds then.
+///
+/// Six methods have no default. The defaults of the others are those of a machine that only grows: all its page tables
+/// are there from the start, it does not migrate pages, and every memmap lies in one piece. `map_memmap`, `map_direct`,
+/// `prepare` and `release` belong together: a machine whose page tables come from `mm` implements all four.
 ///
 /// `mm` makes each call with these of its locks held (the lock order is in the documentation of the crate).
 /// Hosted builds check it:
@@ -34,16 +38,17 @@ pub(crate) use calls::Calls;
 /// | `relax` | at most the memory hotplug lock | may not take it |
 /// | `clock` | at most the memory hotplug lock | |
 /// | `map_prepared_direct` | the lock of deferred memory | takes no lock and allocates nothing |
-/// | `map_prepared_memmap`, `this_cpu`, `get_cpu`, `put_cpu` | any | takes no lock and allocates nothing |
+/// | `map_prepared_memmap`, `this_cpu`, `get_cpu`, `put_cpu`, `irq_save`, `irq_restore` | any | takes no lock and allocates nothing |
 ///
 /// # Safety
 /// - `map_memmap` or `map_memmap_base` that returned `Ok`, and `map_prepared_memmap`, make the section's 2 MiB
 ///   of the memmap window ([`Sparse::new`](crate::Sparse::new)) readable and writable on every CPU, backed by
 ///   exactly the frames given, until the matching unmapping for that section; nothing else maps or writes
 ///   there.
-/// - `this_cpu` returns the same number during a call into `mm`, and no other CPU has this number then.
-/// - `synchronize` returns only after every CPU has been outside of `mm`, or in
-///   [`relax`](Self::relax), since it was called.
+/// - `this_cpu` returns the same number from `irq_save` to `irq_restore`, and no other CPU has this number then.
+///   Between the two the CPU runs no other code that calls `mm`.
+/// - `synchronize` returns only after every CPU, and every thread that was preempted in a call into `mm`, has been outside
+///   of `mm`, or in [`relax`](Self::relax), since it was called.
 ///
 /// # Example
 /// The least that a platform can be: one CPU, and memory that is always mapped. The example `toy_guest` has it with memory that
@@ -53,8 +58,7 @@ pub(crate) use calls::Calls;
 /// use std::alloc::{Layout, alloc_zeroed};
 /// use std::ptr::NonNull;
 /// use tidevm_mm::{
-///     Gfp, Memblock, MemmapFrames, Mm, NoPageTable, Options, Order, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange,
-///     Platform, Section, SectionNr, SectionRange, Sparse,
+///     Gfp, Memblock, Mm, Options, Order, PerCpuPages, Pfn, PfnRange, PhysAddr, PhysRange, Platform, Section, SectionNr, Sparse,
 /// };
 ///
 /// struct Plain;
@@ -62,19 +66,11 @@ pub(crate) use calls::Calls;
 /// // SAFETY: the window is always mapped, and there is one CPU.
 /// unsafe impl Platform for Plain {
 ///     fn this_cpu(&self) -> usize { 0 }
-///     fn copy_pages(&self, _: &[(Pfn, Pfn)]) {}
-///     fn map_memmap(&self, _: SectionNr, _: Pfn) -> Result<(), NoPageTable> { Ok(()) }
 ///     fn map_prepared_memmap(&self, _: SectionNr, _: Pfn) {}
 ///     fn unmap_memmap(&self, _: SectionNr) {}
-///     fn map_memmap_base(&self, _: SectionNr, _: &MemmapFrames) -> Result<(), NoPageTable> { Err(NoPageTable) }
-///     fn unmap_memmap_base(&self, _: SectionNr) -> MemmapFrames { unreachable!("it maps none") }
-///     fn map_direct(&self, _: PfnRange) -> Result<(), NoPageTable> { Ok(()) }
-///     fn prepare(&self, _: SectionRange) -> Result<(), NoPageTable> { Ok(()) }
 ///     fn map_prepared_direct(&self, _: PfnRange) {}
-///     fn release(&self, _: SectionRange) {}
 ///     fn unmap_direct(&self, _: PfnRange) {}
 ///     fn synchronize(&self) {}
-///     fn drained(&self) {}
 /// }
 ///
 /// static SECTIONS: [Section; 2] = [const { Section::new() }; 2];
@@ -95,6 +91,10 @@ pub(crate) use calls::Calls;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub unsafe trait Platform: Sync {
+    /// Whether the machine moves pages, by [`copy_pages`](Self::copy_pages). Without it no page has an owner, memory that is
+    /// in use stays online ([`OfflineError::InUse`](crate::OfflineError::InUse)), and memory that nothing uses can go.
+    const MIGRATES: bool = false;
+
     /// Number of the CPU that makes the call, below the number of CPUs given at boot.
     fn this_cpu(&self) -> usize;
 
@@ -110,9 +110,30 @@ pub unsafe trait Platform: Sync {
     #[inline]
     fn put_cpu(&self) {}
 
+    /// Turns interrupts of this CPU off, and preemption with them. Returns what [`irq_restore`](Self::irq_restore) needs
+    /// to know (Linux `local_irq_save`). Calls nest.
+    ///
+    /// `mm` calls it before it is at per-CPU lists and before it takes any lock but that of memory hotplug. So interrupt
+    /// handlers may allocate and free pages, and any thread may be preempted and moved to another CPU, in the middle of a
+    /// call into `mm` too. Handlers call nothing else, and do not wait for threads. The default is for machines where
+    /// nothing that calls `mm` comes between.
+    #[inline(always)]
+    fn irq_save(&self) -> usize {
+        0
+    }
+
+    /// Ends the last [`irq_save`](Self::irq_save) that has not ended, which returned `flags` (Linux `local_irq_restore`).
+    #[inline(always)]
+    fn irq_restore(&self, flags: usize) {
+        _ = flags;
+    }
+
     /// Copies pages, each given as `(to, from)`; all are in the direct map and no two are the same.
-    /// Returns when all are copied; the machine chooses the CPUs that copy.
-    fn copy_pages(&self, pages: &[(Pfn, Pfn)]);
+    /// Returns when all are copied; the machine chooses the CPUs that copy. Called only if the machine
+    /// [`MIGRATES`](Self::MIGRATES).
+    fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {
+        panic!("{} pages are to move on a machine that copies none", pages.len());
+    }
 
     /// Maps the memmap of `section` with one 2 MiB page onto the [`MEMMAP_PAGES`] frames from
     /// `backing`, 2 MiB aligned.
@@ -121,7 +142,10 @@ pub unsafe trait Platform: Sync {
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
-    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable>;
+    fn map_memmap(&self, section: SectionNr, backing: Pfn) -> Result<(), NoPageTable> {
+        self.map_prepared_memmap(section, backing);
+        Ok(())
+    }
 
     /// As [`map_memmap`](Self::map_memmap), for a section that is prepared. `mm` calls it
     /// with any lock held, and so may its callers, so it takes no lock and allocates nothing.
@@ -131,20 +155,30 @@ pub unsafe trait Platform: Sync {
     fn unmap_memmap(&self, section: SectionNr);
 
     /// As [`map_memmap`](Self::map_memmap), but with small pages, onto `frames` (Linux
-    /// `vmemmap_populate_basepages`).
+    /// `vmemmap_populate_basepages`). Memory is added like this when its memmap is to lie in older memory, and that has
+    /// no 2 MiB in one piece.
     ///
     /// # Errors
-    /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
-    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable>;
+    /// [`NoPageTable`] when a page-table page cannot be had, or the machine maps memmaps in one piece only; nothing is
+    /// mapped then.
+    fn map_memmap_base(&self, section: SectionNr, frames: &MemmapFrames) -> Result<(), NoPageTable> {
+        _ = (section, frames);
+        Err(NoPageTable)
+    }
 
     /// Undoes [`map_memmap_base`](Self::map_memmap_base). Returns the frames.
-    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames;
+    fn unmap_memmap_base(&self, section: SectionNr) -> MemmapFrames {
+        panic!("the memmap of {section:?} is to be in pieces, and none was mapped like that");
+    }
 
     /// Maps `range`, 2 MiB aligned, into the direct map.
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is mapped then.
-    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable>;
+    fn map_direct(&self, range: PfnRange) -> Result<(), NoPageTable> {
+        self.map_prepared_direct(range);
+        Ok(())
+    }
 
     /// Sets aside what [`map_prepared_direct`](Self::map_prepared_direct) and
     /// [`map_prepared_memmap`](Self::map_prepared_memmap) of any part of `range` need. Nothing of it is mapped, nor will
@@ -152,7 +186,10 @@ pub unsafe trait Platform: Sync {
     ///
     /// # Errors
     /// [`NoPageTable`] when a page-table page cannot be had; nothing is set aside then.
-    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable>;
+    fn prepare(&self, range: SectionRange) -> Result<(), NoPageTable> {
+        _ = range;
+        Ok(())
+    }
 
     /// As [`map_direct`](Self::map_direct), for pageblocks that are prepared. `mm` calls it with any lock held, and so
     /// may its callers, so it takes no lock and allocates nothing.
@@ -160,7 +197,9 @@ pub unsafe trait Platform: Sync {
 
     /// Gives back what was set aside for `range`, none of which was mapped since, unless
     /// [`Mm::is_deferred`](crate::Mm::is_deferred) says that memory beside it needs it too.
-    fn release(&self, range: SectionRange);
+    fn release(&self, range: SectionRange) {
+        _ = range;
+    }
 
     /// Takes `range` out of the direct map and out of every CPU's TLB.
     fn unmap_direct(&self, range: PfnRange);
@@ -179,7 +218,7 @@ pub unsafe trait Platform: Sync {
 
     /// All per-CPU lists of a zone were drained. A test can hold the CPU here, so that other CPUs free pages
     /// between the drain and what follows it. Called without the locks of zones.
-    fn drained(&self);
+    fn drained(&self) {}
 
     /// Nanoseconds since a fixed moment, for reports; 0 on a machine without a clock.
     fn clock(&self) -> u64 {

@@ -127,7 +127,8 @@ impl<'m, P: Platform> Targets<'m, P> {
         let mm = self.mm;
         let id = pages.section().zone();
         let range = pages.nr().pageblocks(&(pageblock..pageblock + 1));
-        let mut zone = mm.lock_zone(id);
+        let off = mm.irq_off();
+        let mut zone = mm.lock_zone(id, &off);
         let mt = pages.section().pageblocks.open_type(pageblock)?;
         // Since the last search the page at `at` may have become part of a larger buddy block.
         let mut pfn = self.at;

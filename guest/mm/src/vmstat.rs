@@ -8,7 +8,8 @@
 
 use crate::Mm;
 use crate::addr::{Order, Pfn};
-use crate::node::{MAX_NODES, ZoneId, ZoneType};
+use crate::geometry::MAX_NODES;
+use crate::node::{ZoneId, ZoneType};
 use crate::pageblock::MigrateType;
 use crate::pgmap::DeviceStats;
 use crate::platform::Platform;
@@ -246,7 +247,7 @@ impl<P: Platform> Mm<P> {
 
     /// Free buddy blocks of `zone` by order and migrate type (Linux `/proc/pagetypeinfo`).
     pub fn free_blocks(&self, zone: ZoneId) -> [[u32; MigrateType::COUNT]; Order::COUNT] {
-        self.lock_zone(zone).free_blocks()
+        self.lock_zone(zone, &self.irq_off()).free_blocks()
     }
 
     /// Levels that follow from the size of `zone`, and its place.

@@ -11,8 +11,10 @@
 //! before boot.
 
 use crate::Mm;
+use crate::geometry::MAX_NODES;
 use crate::hotplug::Hotplug;
-use crate::node::{MAX_NODES, NodeId, ZoneId, ZoneType};
+use crate::irq::IrqOff;
+use crate::node::{NodeId, ZoneId, ZoneType};
 use crate::platform::Platform;
 use crate::sync::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -192,7 +194,7 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the lock of zone `id`.
     #[inline]
-    pub(crate) fn lock_zone(&self, id: ZoneId) -> ZoneGuard<'_> {
+    pub(crate) fn lock_zone<'z>(&'z self, id: ZoneId, _off: &'z IrqOff<'_, P>) -> ZoneGuard<'z> {
         self.zone(id).lock(&self.sparse)
     }
 }

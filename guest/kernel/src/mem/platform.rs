@@ -211,6 +211,8 @@ fn assert_unmapped(virt: u64) {
 // place, and nothing else maps there; `%gs:0` is constant; `job::synchronize` waits until every other CPU has
 // been between two jobs, halted, or in `relax`.
 unsafe impl Platform for KernelPlatform {
+    const MIGRATES: bool = true;
+
     fn this_cpu(&self) -> usize {
         cpu::this()
     }

@@ -19,6 +19,8 @@ use super::{LOST, Sim, pageblocks_of};
 // `synchronize` waits for steps only: nothing is ever unmapped, and a look that comes too late finds garbage. The use of
 // per-CPU lists is a step.
 unsafe impl Platform for Sim {
+    const MIGRATES: bool = true;
+
     fn this_cpu(&self) -> usize {
         with_cpu(Cell::get)
     }

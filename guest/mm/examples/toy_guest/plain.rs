@@ -45,6 +45,8 @@ unsafe impl Sync for Plain {}
 // SAFETY: the memmap window is always mapped, and each section has its own part of it. There is one CPU, so none has another
 // one's number, and no other CPU has to be waited for.
 unsafe impl Platform for Plain {
+    const MIGRATES: bool = true;
+
     fn this_cpu(&self) -> usize {
         0
     }

@@ -47,7 +47,7 @@ fn panic_of<T>(what: &str, run: impl FnOnce() -> T) -> String {
 }
 
 fn head(mm: &Mm<Sim>, order: Order) -> (Pfn, PageRef<'_>) {
-    let pfn = mm.lock_zone(ZONE).first(order, crate::MigrateType::Movable).unwrap();
+    let pfn = mm.lock_zone(ZONE, &mm.irq_off()).first(order, crate::MigrateType::Movable).unwrap();
     (pfn, mm.sparse.page(pfn))
 }
 
@@ -63,7 +63,8 @@ const WAYS: [Taking; 4] = [
         let (pfn, _) = head_of_any(mm);
         let pages = mm.sparse.pages(BLOCK).unwrap();
         let buddy = pfn.buddy(Order::PAGEBLOCK);
-        let mut lists = mm.lock_zone(ZONE);
+        let off = mm.irq_off();
+        let mut lists = mm.lock_zone(ZONE, &off);
         lists.free_and_merge(pages, buddy, Order::PAGEBLOCK, crate::free_lists::Place::Head);
     }),
 ];

@@ -10,10 +10,8 @@
 use arrayvec::ArrayVec;
 
 use crate::addr::{MEMMAP_PAGES, Pfn, SECTION_PAGES, SectionNr, SectionRange};
+use crate::geometry::DEFERRED_RANGES;
 use crate::node::ZoneId;
-
-/// The largest number of ranges.
-pub(crate) const DEFERRED_RANGES: usize = 64;
 
 /// Where deferred memory comes from, and what is needed to initialise it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

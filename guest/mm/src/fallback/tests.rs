@@ -55,7 +55,8 @@ fn type_of(mm: &Mm<Sim>, pageblock: u32) -> MigrateType {
 /// Takes one page of type `mt`; returns its pageblock.
 fn take_one(mm: &Mm<Sim>, mt: MigrateType) -> u32 {
     let holder = if mt == MigrateType::Movable { Holder::Unclaimed } else { Holder::Kernel };
-    let mut zone = mm.lock_zone(ZONE);
+    let off = mm.irq_off();
+    let mut zone = mm.lock_zone(ZONE, &off);
     let block = zone.rmqueue(Order::PAGE, mt).expect("a free page");
     zone.allocate(block, holder).pageblock()
 }
@@ -68,11 +69,11 @@ fn a_pageblock_is_taken_over_if_half_of_it_is_free() {
     for holder in [Holder::Unclaimed, owned] {
         for (used, expected) in [(HALF, MigrateType::Unmovable), (HALF + 1, MigrateType::Movable)] {
             let mm = machine(1);
-            take(&mut mm.lock_zone(ZONE), 1, used, 1, holder);
+            take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, used, 1, holder);
             assert_eq!(take_one(mm, MigrateType::Unmovable), 1);
             assert_eq!(type_of(mm, 1), expected, "{used} pages are in use by {holder:?}");
             // The rest follows the type.
-            let free = mm.lock_zone(ZONE).pages(expected);
+            let free = mm.lock_zone(ZONE, &mm.irq_off()).pages(expected);
             assert_eq!(free, u64::from(PAGEBLOCK_PAGES - used - 1));
         }
     }
@@ -83,7 +84,7 @@ fn a_pageblock_is_taken_over_if_half_of_it_is_free() {
 fn pages_of_the_type_count_as_free_ones() {
     for holder in [Holder::Kernel, Holder::PageTable, Holder::Tagged(1)] {
         let mm = machine(1);
-        take(&mut mm.lock_zone(ZONE), 1, 400, 1, holder);
+        take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, 400, 1, holder);
         take_one(mm, MigrateType::Unmovable);
         assert_eq!(type_of(mm, 1), MigrateType::Unmovable, "{holder:?}");
         // The other way: 111 pages are free and 401 do not move.
@@ -96,7 +97,7 @@ fn pages_of_the_type_count_as_free_ones() {
 #[test]
 fn pages_on_per_cpu_lists_do_not_count() {
     let mm = machine(1);
-    take(&mut mm.lock_zone(ZONE), 1, HALF + 1, 1, Holder::Kernel);
+    take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, HALF + 1, 1, Holder::Kernel);
     for page in 0..HALF + 1 {
         let page = mm.sparse.page(BLOCK.start().add(PAGEBLOCK_PAGES + page));
         page.set_state(PageState::new(Kind::Pcp, Order::PAGE));
@@ -109,7 +110,7 @@ fn pages_on_per_cpu_lists_do_not_count() {
 #[test]
 fn a_kernel_page_looks_at_small_buddy_blocks() {
     let mm = machine(1);
-    take(&mut mm.lock_zone(ZONE), 1, HALF, 2, Holder::Kernel);
+    take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, HALF, 2, Holder::Kernel);
     take_one(mm, MigrateType::Unmovable);
     assert_eq!(type_of(mm, 1), MigrateType::Unmovable);
 }
@@ -120,9 +121,10 @@ fn a_movable_page_does_not_look_at_small_buddy_blocks() {
     // With every second page in use the free buddy blocks are single pages, and half of the pageblock is free.
     for (step, expected) in [(2, MigrateType::Unmovable), (1, MigrateType::Movable)] {
         let mm = machine(1);
-        take(&mut mm.lock_zone(ZONE), 1, HALF, step, Holder::Unclaimed);
+        take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, HALF, step, Holder::Unclaimed);
         {
-            let mut zone = mm.lock_zone(ZONE);
+            let off = mm.irq_off();
+            let mut zone = mm.lock_zone(ZONE, &off);
             let pages = zone.section_pages(BLOCK.start());
             zone.move_free(pages, &(1..2), MigrateType::Unmovable);
             pages.section().pageblocks.set_type(1, MigrateType::Unmovable);
@@ -139,7 +141,7 @@ fn the_largest_free_buddy_block_is_taken_first() {
     // A pageblock that is wholly free wins.
     let mm = machine(3);
     for full in [1, 3] {
-        take(&mut mm.lock_zone(ZONE), full, 100, 1, Holder::Unclaimed);
+        take(&mut mm.lock_zone(ZONE, &mm.irq_off()), full, 100, 1, Holder::Unclaimed);
     }
     assert_eq!(take_one(mm, MigrateType::Unmovable), 2);
     let types = [1, 2, 3].map(|pageblock| type_of(mm, pageblock));
@@ -148,7 +150,7 @@ fn the_largest_free_buddy_block_is_taken_first() {
     // Else the one with the largest free buddy block, here of 256 pages. The other one has 128 at most.
     let mm = machine(3);
     for (pageblock, used) in [(1, HALF + 1), (2, HALF), (3, HALF + 1)] {
-        take(&mut mm.lock_zone(ZONE), pageblock, used, 1, Holder::Unclaimed);
+        take(&mut mm.lock_zone(ZONE, &mm.irq_off()), pageblock, used, 1, Holder::Unclaimed);
     }
     assert_eq!(take_one(mm, MigrateType::Unmovable), 2);
     assert_eq!(type_of(mm, 2), MigrateType::Unmovable);
@@ -159,8 +161,8 @@ fn the_largest_free_buddy_block_is_taken_first() {
 fn the_smallest_buddy_block_is_cut_if_no_pageblock_is_taken_over() {
     let mm = machine(2);
     // The smallest free buddy block has two pages in the first pageblock, and one page in the second.
-    take(&mut mm.lock_zone(ZONE), 1, HALF + 2, 1, Holder::Unclaimed);
-    take(&mut mm.lock_zone(ZONE), 2, PAGEBLOCK_PAGES - 1, 1, Holder::Unclaimed);
+    take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 1, HALF + 2, 1, Holder::Unclaimed);
+    take(&mut mm.lock_zone(ZONE, &mm.irq_off()), 2, PAGEBLOCK_PAGES - 1, 1, Holder::Unclaimed);
     assert_eq!([(); 2].map(|()| take_one(mm, MigrateType::Unmovable)), [2, 1]);
     assert_eq!([1, 2].map(|pageblock| type_of(mm, pageblock)), [MigrateType::Movable; 2]);
 }

@@ -57,7 +57,7 @@ impl<P: Platform> Hotplug<'_, P> {
         zone.add_managed(blocks.pages().into(), self.held());
         for block in blocks.iter() {
             // One by one, because each is a buddy block of its own in state `Offline` so far.
-            self.mm.lock_zone(section.zone()).free_offline_pageblock(pages, block);
+            self.mm.lock_zone(section.zone(), &self.mm.irq_off()).free_offline_pageblock(pages, block);
         }
     }
 

@@ -226,7 +226,7 @@ impl<P: Platform> Hotplug<'_, P> {
     fn add_deferred(&self, range: DeferredRange) -> bool {
         // First, because a CPU may want it as soon as it is deferred.
         self.count_in(&range);
-        let is_added = self.mm.deferred.add(range);
+        let is_added = self.mm.deferred.add(range, &self.mm.irq_off());
         if !is_added {
             self.count_out(&range);
         }
@@ -310,7 +310,8 @@ impl<P: Platform> Hotplug<'_, P> {
 
     /// Draws the ends of `zone` in after the memory of the frames `gone` left it.
     pub(super) fn shrink_span(&self, zone: ZoneId, gone: PfnRange) {
-        let deferred = self.mm.deferred.freeze();
+        let off = self.mm.irq_off();
+        let deferred = self.mm.deferred.freeze(&off);
         let ours = |nr: SectionNr| match self.mm.sparse.section(nr) {
             Some(section) if section.state() == SectionState::Online => section.zone() == zone,
             _ => deferred.ranges().find(nr).is_some_and(|range| range.zone == zone),

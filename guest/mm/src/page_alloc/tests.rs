@@ -26,7 +26,8 @@ fn machine() -> &'static Mm<Sim> {
 
 /// Takes pages of `zone` from the free lists until `left` are free, without a look at watermarks.
 fn leave_free(mm: &Mm<Sim>, zone: ZoneId, left: u64) -> Vec<Pfn> {
-    let mut zone = mm.lock_zone(zone);
+    let off = mm.irq_off();
+    let mut zone = mm.lock_zone(zone, &off);
     let mut taken = Vec::new();
     while zone.free() > left {
         let block = zone.rmqueue(Order::PAGE, MigrateType::Movable).expect("free pages");
@@ -177,7 +178,8 @@ fn a_range_over_an_isolated_pageblock_is_freed() {
         let pages = mm.sparse.pages(nr).unwrap();
         let zone = pages.section().zone();
         let counts = || {
-            let lists = mm.lock_zone(zone);
+            let off = mm.irq_off();
+            let lists = mm.lock_zone(zone, &off);
             [lists.free(), lists.isolated()]
         };
         let [free, _] = counts();

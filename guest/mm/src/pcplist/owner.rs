@@ -4,7 +4,7 @@
 //! `__rmqueue_pcplist`, `free_pcppages_bulk`, `rmqueue_bulk`). Differs from Linux on purpose: there is no lock, and a
 //! function that needs the right to the lists is a method of [`PcpOwner`].
 //!
-//! Invariants: the limits are read once, at the beginning of an operation, and after [`Platform::get_cpu`]. So a grace
+//! Invariants: interrupts of the CPU are off meanwhile ([`Platform::irq_save`]). The limits are read once, at the beginning of an operation, and after [`Platform::get_cpu`]. So a grace
 //! period that begins after other limits were published waits for every operation that goes by the former ones. A
 //! [`PcpOwner`] exists only while the limits that it goes by are those of lists that are in use.
 
@@ -13,6 +13,8 @@ use crate::Mm;
 use crate::addr::{Order, Pfn};
 use crate::free_block::FreeBlock;
 use crate::free_lists::Place;
+use crate::irq::IrqOff;
+use crate::lock::assert_irq_off;
 use crate::node::{NodeId, ZoneId};
 use crate::page::{HeldBy, Kind, PageRef, PageState};
 use crate::pageblock::MigrateType;
@@ -80,7 +82,8 @@ impl PcpZone {
     #[cold]
     #[inline(never)]
     pub(super) fn flush<P: Platform>(&self, mm: &Mm<P>, zone: ZoneId, order: Order, blocks: u32) {
-        let mut guard = mm.lock_zone(zone);
+        let off = mm.irq_off();
+        let mut guard = mm.lock_zone(zone, &off);
         let mut left = blocks;
         for mt in TYPES {
             left = if order == Order::PAGE {
@@ -189,6 +192,8 @@ impl<'m> ZoneGuard<'m> {
 pub(crate) struct OwnCpu<'m, P: Platform> {
     cpu: &'m PerCpuPages,
     mm: &'m Mm<P>,
+    // Dropped after `drop` ran.
+    _off: IrqOff<'m, P>,
 }
 
 /// This CPU's lists of one zone, which are in use.
@@ -203,7 +208,8 @@ impl<P: Platform> Mm<P> {
     /// This CPU. A grace period waits until the result is dropped.
     #[inline(always)]
     pub(crate) fn own_cpu(&self) -> OwnCpu<'_, P> {
-        OwnCpu { cpu: &self.per_cpu[self.platform.get_cpu()], mm: self }
+        let off = self.irq_off();
+        OwnCpu { cpu: &self.per_cpu[self.platform.get_cpu()], mm: self, _off: off }
     }
 
     /// Frees a buddy block to this CPU's lists. False when they do not keep it: then it must go to the buddy allocator.
@@ -286,6 +292,7 @@ impl<P: Platform> PcpOwner<'_, P> {
     /// Takes a buddy block of `order` and type `mt` and makes it an allocated one.
     #[inline(always)]
     pub(crate) fn allocate(&self, order: Order, mt: MigrateType, holder: HeldBy) -> Option<Pfn> {
+        assert_irq_off("a per-CPU list");
         let (pfn, page) = self.pcp.pop(&self.mm.sparse, ListOf { order, mt })?;
         page.set_state(PageState::held(order, holder));
         Some(pfn)
@@ -294,6 +301,7 @@ impl<P: Platform> PcpOwner<'_, P> {
     /// Frees a buddy block to the list of its `order` and type `mt`, and flushes a batch when there are too many.
     #[inline(always)]
     pub(crate) fn free(&self, page: PageRef<'_>, pfn: Pfn, order: Order, mt: MigrateType) {
+        assert_irq_off("a per-CPU list");
         let limits = self.limits;
         let (too_many, batch) = match order {
             Order::PAGE => (limits.high, limits.batch.into()),
@@ -307,8 +315,10 @@ impl<P: Platform> PcpOwner<'_, P> {
     /// Moves buddy blocks of `order` and type `mt` from the buddy allocator to the list, as many as a refill brings
     /// (Linux `rmqueue_bulk`, `nr_pcp_alloc`).
     pub(crate) fn refill(&self, order: Order, mt: MigrateType) {
+        assert_irq_off("a per-CPU list");
         let of = ListOf { order, mt };
-        let mut zone = self.mm.lock_zone(self.zone);
+        let off = self.mm.irq_off();
+        let mut zone = self.mm.lock_zone(self.zone, &off);
         if order == Order::PAGE {
             // A batch is one page less than a buddy block, and that page would have to be split off. Half of it will do: a
             // range that is free in part brings less, and the next ones bring ever less.

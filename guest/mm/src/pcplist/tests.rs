@@ -61,7 +61,7 @@ fn free_with_a_stale_type() {
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
     assert_eq!(mm.test_pages_isolated(pages, pageblock_of(pfn)).pages, 0);
-    assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
+    assert_eq!(mm.lock_zone(MOVABLE, &mm.irq_off()).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
     drop(disabled);
     drop(hotplug);
@@ -80,7 +80,7 @@ fn free_with_a_fresh_type() {
     drop(hotplug);
     mm.free_pages(pfn, Order::PAGE);
     assert_eq!(mm.pcp_pages(MOVABLE), 0);
-    assert_eq!(mm.lock_zone(MOVABLE).isolated(), 512);
+    assert_eq!(mm.lock_zone(MOVABLE, &mm.irq_off()).isolated(), 512);
     mm.undo_isolate(pages, pageblock_of(pfn));
     mm.check();
 }
@@ -355,10 +355,11 @@ fn flushed_pages_are_used_first() {
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
     // Not side by side, so that they do not become one buddy block.
     let section = mm.sparse.pages(BLOCK).unwrap();
-    mm.lock_zone(MOVABLE).free_and_merge(section, pages[1], Order::PAGE, Place::Head);
+    mm.lock_zone(MOVABLE, &mm.irq_off()).free_and_merge(section, pages[1], Order::PAGE, Place::Head);
     mm.free_pages(pages[3], Order::PAGE);
     mm.drain_pcp(MOVABLE, mm.hotplug().held());
-    let mut zone = mm.lock_zone(MOVABLE);
+    let off = mm.irq_off();
+    let mut zone = mm.lock_zone(MOVABLE, &off);
     let next = [(); 2].map(|()| zone.rmqueue(Order::PAGE, MigrateType::Movable).unwrap().pfn());
     assert_eq!(
         next,
@@ -412,7 +413,8 @@ fn flush_reads_the_type_again() {
     mm.free_pages(pfn, Order::PAGE);
     let block = pfn.pageblock();
     {
-        let mut buddy = mm.lock_zone(MOVABLE);
+        let off = mm.irq_off();
+        let mut buddy = mm.lock_zone(MOVABLE, &off);
         buddy.split_to_pageblocks(pages, block);
         buddy.move_free(pages, &(block..block + 1), MigrateType::Unmovable);
         pages.section().pageblocks.set_type(block, MigrateType::Unmovable);

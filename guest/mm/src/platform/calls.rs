@@ -8,7 +8,7 @@
 
 use super::{FaultStep, MemmapFrames, NoPageTable, Platform};
 use crate::addr::{Pfn, PfnRange, SectionNr, SectionRange};
-use crate::lock::{Locks, Rank};
+use crate::lock::{Locks, Rank, irq_restored, irq_saved};
 
 /// A machine whose calls are checked.
 pub(crate) struct Calls<P>(P);
@@ -29,6 +29,8 @@ const HOTPLUG: Locks = Locks::with(Rank::Hotplug, Rank::Hotplug);
 
 // SAFETY: every call is passed on unchanged, with its result, to a machine that keeps the contract.
 unsafe impl<P: Platform> Platform for Calls<P> {
+    const MIGRATES: bool = P::MIGRATES;
+
     #[inline]
     fn this_cpu(&self) -> usize {
         self.0.this_cpu()
@@ -42,6 +44,19 @@ unsafe impl<P: Platform> Platform for Calls<P> {
     #[inline]
     fn put_cpu(&self) {
         self.0.put_cpu();
+    }
+
+    #[inline(always)]
+    fn irq_save(&self) -> usize {
+        let flags = self.0.irq_save();
+        irq_saved();
+        flags
+    }
+
+    #[inline(always)]
+    fn irq_restore(&self, flags: usize) {
+        irq_restored();
+        self.0.irq_restore(flags);
     }
 
     fn copy_pages(&self, pages: &[(Pfn, Pfn)]) {

@@ -3,6 +3,7 @@
 use crate::addr::SectionNr;
 use crate::deferred::{Deferred, DeferredRange, Origin};
 use crate::node::{NodeId, ZoneType};
+use crate::sim::SimMachine;
 use crate::sync::tests::{Data, fixed, in_every_execution};
 
 /// `done` and `left`.
@@ -11,7 +12,9 @@ fn a_memory_block_that_is_done_has_its_memory_in_the_zone() {
     let deferred = fixed(Deferred::new());
     let zone = NodeId::FIRST.zone(ZoneType::Normal);
     let origin = Origin::Plugged { block: 1, zeroed: true };
-    assert!(deferred.add(DeferredRange { sections: SectionNr::new(1).into(), zone, origin }));
+    let off = SimMachine::default().build().irq_off();
+    assert!(deferred.add(DeferredRange { sections: SectionNr::new(1).into(), zone, origin }, &off));
+    drop(off);
     let freed = fixed(Data::new());
     in_every_execution(
         move || {
