@@ -15,7 +15,9 @@ use crate::heap;
 
 /// Most bytes of heap that one byte of a script may cost, beside [`BASE`].
 const PER_BYTE: usize = 400;
-const BASE: usize = 64 << 10;
+const BASE: usize = (64 << 10) + PATTERN;
+/// Most bytes that a pattern takes while it is compiled, one at a time: its limit is 256 KiB, and vectors grow by doubling.
+const PATTERN: usize = 1 << 20;
 /// Most bytes of all errors of a script as text. A hundred are shown, and each is a message with its line.
 const MOST_TEXT: usize = 128 << 10;
 
