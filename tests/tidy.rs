@@ -102,7 +102,15 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("tests/clients", &[]),
     (
         "tests/soak",
-        &["tidevm-abi", "tidevm-machine", "tidevm-mm", "tidevm-mm-sim", "tidevm-session", "virtio-mem"],
+        &[
+            "tidevm-abi",
+            "tidevm-bench",
+            "tidevm-machine",
+            "tidevm-mm",
+            "tidevm-mm-sim",
+            "tidevm-session",
+            "virtio-mem",
+        ],
     ),
     ("xtask", &["tidevm-guest-image"]),
 ];

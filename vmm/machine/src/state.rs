@@ -25,6 +25,7 @@ pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
 pub use disk::DiskStatus;
+pub use ready::Ready;
 pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
 pub use wait_error::WaitError;
@@ -33,6 +34,7 @@ mod answers;
 mod balloon;
 mod changes;
 mod disk;
+mod ready;
 mod refusal;
 mod saved;
 mod settled;
@@ -75,17 +77,6 @@ pub struct State {
     pub stray_accesses: u64,
     /// Messages on the control channel that were no [`Report`], or a report that fits no call.
     pub bad_records: u64,
-}
-
-/// The guest's message that it is up: all its CPUs run and all its drivers are bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ready {
-    /// CPUs that run.
-    pub cpus: u32,
-    /// virtio-mem devices that the guest found.
-    pub mem_devices: u32,
-    /// Time from [`crate::Vm::start`] or from the last reset to the message.
-    pub after: Duration,
 }
 
 /// A virtio-mem device and its driver's last report.
