@@ -157,7 +157,10 @@ mod order {
 
     crate::sync::thread_local! {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
-        /// How often interrupts were turned off and not on again.
+    }
+
+    // How often interrupts were turned off and not on again.
+    crate::sync::thread_local! {
         static IRQ_OFF: Cell<u32> = const { Cell::new(0) };
     }
 
