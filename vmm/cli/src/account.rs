@@ -7,14 +7,14 @@
 //! process gives its files away. A document is written once, at the end; the lines of a session are written as they come.
 
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidevm_abi::Command;
 use tidevm_events::{End, Event, Line, Outcome};
-use tidevm_machine::Config;
+use tidevm_machine::{Config, create_file};
 use tidevm_report::{Planned, Report, Results};
 use tidevm_session::json;
 use tidevm_session::script::Script;
@@ -103,7 +103,7 @@ impl Output {
     /// A file, which is made or emptied now.
     fn file(option: &'static str, path: &Path) -> Result<Self, OutputError> {
         let path = path.to_owned();
-        match File::create(&path) {
+        match create_file(&path) {
             Ok(file) => Ok(Self { option, path, writer: Box::new(file), failed: None }),
             Err(error) => Err(OutputError { option, path, error }),
         }

@@ -43,7 +43,8 @@ use tidevm_events::Line;
 use tidevm_lab::experiment::kvm_lab::KvmLab;
 use tidevm_lab::experiment::{ALL, Halt, Verdict, json, text};
 use tidevm_machine::{
-    Config, Confinement, Destination, Seccomp, Snapshot, StartError, Vm, is_refusal, printable, room_to_start,
+    Config, Confinement, Destination, Seccomp, Snapshot, StartError, Vm, fail_at_file_limit, is_refusal,
+    printable, room_to_start,
 };
 use tidevm_session::json::Events;
 use tidevm_session::script::{Script, ScriptErrors};
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         drop(io::stderr().write_all(b"tidevm: no room to start: raise the limit of addresses (ulimit -v)\n"));
         return ExitCode::from(3);
     }
+    fail_at_file_limit();
     let Cli { action, spawn: options, logging } = Cli::read();
     let result = start_log(&logging).and_then(|()| action.map_or_else(|| spawn(&options), execute));
     let status = match result {

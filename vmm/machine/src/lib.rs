@@ -15,6 +15,7 @@
 //! | `virtio` | MMIO transport, virtio-mem, the balloon, disks and the control channel | KVM |
 //! | `disk` | the file behind a disk of the guest | virtio queues |
 //! | `bus`, `serial` | from port and MMIO addresses to devices; the serial port | memory |
+//! | `output` | makes files that others read | what is written |
 //! | `transcript` | what the guest wrote to its console, and a kernel's lines of trouble | who reads it |
 //! | [`socket`] | a socket in the file system, and its removal | what is served there |
 //! | `process`, `termination` | termination signals and the terminal | guests |
@@ -49,6 +50,7 @@ mod hint;
 pub mod hosted;
 mod limits;
 mod memory;
+mod output;
 mod printable;
 mod process;
 mod registers;
@@ -76,8 +78,9 @@ pub use death::{Death, DeathKind};
 pub use disk::DiskError;
 pub use error::{StartError, is_refusal};
 pub use memory::MemoryError;
+pub use output::create_file;
 pub use printable::printable;
-pub use process::{GRACE, give_code_back, room_to_start};
+pub use process::{GRACE, fail_at_file_limit, give_code_back, room_to_start};
 pub use snapshot::folder::{Destination, FolderError};
 pub use snapshot::opened::{RestoreError, Snapshot};
 pub use snapshot::vcpu::VcpuError;

@@ -158,6 +158,13 @@ pub fn room_for_threads(count: usize) -> io::Result<()> {
     result
 }
 
+/// Has a write beyond the limit for files (`ulimit -f`) fail, where it would end the process by SIGXFSZ. A guest decides how
+/// much its console writes.
+pub fn fail_at_file_limit() {
+    // SAFETY: ignoring a signal runs no code of this process.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Checks that the host maps what the process needs before it can tell of an error: see [`room_for_threads`].
 ///
 /// # Errors

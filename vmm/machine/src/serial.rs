@@ -282,9 +282,8 @@ impl std::fmt::Debug for Sink {
 
 impl Outlet {
     fn pass_on(&mut self, bytes: &[u8], stop: &AtomicBool) {
-        // A copy is a file, which no other process reads slowly.
-        pass_to(&mut self.copy, bytes, stop);
-        self.stuck = !pass_to(&mut self.sink, bytes, stop);
+        let is_copied = pass_to(&mut self.copy, bytes, stop);
+        self.stuck = !pass_to(&mut self.sink, bytes, stop) || !is_copied;
     }
 }
 

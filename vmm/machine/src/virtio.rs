@@ -94,7 +94,8 @@ impl Transport {
     }
 
     /// Gives a chain back to the driver with the number of bytes written to it. A used ring that cannot be
-    /// written puts the device into `DEVICE_NEEDS_RESET`. A driver that is gone gets nothing back.
+    /// written puts the device into `DEVICE_NEEDS_RESET`. A driver that is gone, or has taken its queue back, gets nothing
+    /// back.
     pub fn push<M>(&mut self, view: M, index: usize, chain: &Chain, written: u32)
     where
         M: Deref<Target = View>,
@@ -102,7 +103,7 @@ impl Transport {
         if !self.registers.running() {
             return;
         }
-        let Some(queue) = self.registers.queue_mut(index) else { return };
+        let Some(queue) = self.registers.queue_mut(index).filter(|queue| queue.ready()) else { return };
         match queue.add_used(&*view, chain.head(), written) {
             Ok(()) => self.wants[index] |= chain::wants_interrupt(queue, &view),
             Err(error) => self.broken(index, &error.into()),

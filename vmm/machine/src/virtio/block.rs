@@ -27,6 +27,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Memory;
@@ -150,7 +151,12 @@ impl RegisterDevice for Block {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self.transport.write(|| self.memory.view(), offset, data) {
+        let effect = self.transport.write(|| self.memory.view(), offset, data);
+        if !self.transport.registers.queue(0).is_some_and(Queue::ready) {
+            // The driver has taken its queue back, and with it the request that is under way (virtio 1.3, section 4.2.2.2).
+            self.driver += 1;
+        }
+        match effect {
             Effect::None => Ok(()),
             Effect::StatusChanged => {
                 if !self.transport.registers.running() {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::config::{ConsoleMode, ConsoleWatch};
 use crate::error::{StartError, host};
+use crate::output::create_file;
 use crate::process::standard_input;
 use crate::serial::Sink;
 use crate::socket::{self, Listener};
@@ -66,7 +67,7 @@ pub(super) fn open(mode: &mut ConsoleMode, watch: &ConsoleWatch) -> Result<Conso
 /// The sink that is a file.
 fn file(path: &PathBuf) -> Result<Sink, StartError> {
     let failed = |error| StartError::Console { kind: "file", path: path.clone(), error };
-    let writer = File::create(path).map_err(failed)?;
+    let writer = create_file(path).map_err(failed)?;
     Ok(Sink::RawLines(Box::new(Limited { writer, left: FILE_LIMIT, last_line: LAST_LINE })))
 }
 

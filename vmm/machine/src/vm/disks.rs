@@ -97,7 +97,8 @@ impl Drop for DiskThread {
         // The start of a VM may have failed.
         self.shared.over.store(true, Ordering::Release);
         self.shared.devices.kick_disks();
-        let start = clock::now();
+        // The disks of a VM have one limit together: all of them were told at once.
+        let start = *self.shared.disks_end.get_or_init(clock::now);
         while let Some(left) = END_LIMIT.checked_sub(clock::now() - start).filter(|left| !left.is_zero()) {
             let nap = Nap::of(left);
             let ended = lock(&self.ended).recv_timeout(nap.time());

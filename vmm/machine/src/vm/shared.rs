@@ -3,8 +3,8 @@
 //! The embedder's thread, the event loop and each vCPU have an `Arc` of one [`VmShared`]. It owns everything
 //! that outlives a reset. The parts that a reset makes anew belong to [`super::hardware`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -52,6 +52,8 @@ pub(super) struct VmShared {
     pub(super) stop: Arc<AtomicBool>,
     /// The embedder ends the VM: a reset does not start it again.
     pub(super) over: AtomicBool,
+    /// When the first disk was told that the VM is over.
+    pub(super) disks_end: OnceLock<Instant>,
     /// Asked whenever the guest may use more.
     pub(super) budget: Budget,
     /// Looked at while a driver waits for the host.
@@ -94,6 +96,7 @@ impl VmShared {
             saver,
             pause: Pause::new(config.cpus.into(), Arc::clone(&state)),
             over: AtomicBool::new(false),
+            disks_end: OnceLock::new(),
             limits: LimitFiles::open(&budget),
             budget,
             exits: (0..config.cpus).map(|_| ExitCounters::default()).collect(),

@@ -21,6 +21,10 @@ use super::request::{Answer, HEADER, Header, Kind, position};
 use crate::sync::lock;
 use crate::virtio::chain::{Chain, gather, scatter};
 
+/// Most bytes of one request, far more than drivers ask for at once (Linux: 1.25 MiB). So a pause does not wait longer than for
+/// these.
+const LONGEST: usize = 64 << 20;
+
 /// Bytes of the buffer through which data pass.
 pub(crate) const PIECE: usize = 64 << 10;
 
@@ -120,9 +124,11 @@ fn waiting<'d>(device: &'d Mutex<Block>, work: &Work) -> Result<MutexGuard<'d, B
 
 /// The medium failed. The first failure is told, because a guest can repeat it without end.
 fn failed(device: &Mutex<Block>, what: &str, error: &io::Error) -> Stop {
-    let mut device = lock(device);
-    let index = device.index;
-    if std::mem::replace(&mut device.told, true) {
+    let mut guard = lock(device);
+    let (index, was_told) = (guard.index, std::mem::replace(&mut guard.told, true));
+    // Who reads the log may be slow.
+    drop(guard);
+    if was_told {
         log::debug!("--disk #{index}: cannot {what}: {error}");
     } else {
         log::warn!(
@@ -164,7 +170,8 @@ impl Block {
             Kind::Other => return self.answer(&chain, kind, Answer::Unsupported, 0),
         };
         let at = if kind == Kind::Flush { Some(0) } else { position(sector, length, self.sectors) };
-        let Some(at) = at.filter(|_| kind != Kind::Out || !self.read_only) else {
+        let is_possible = length <= LONGEST && (kind != Kind::Out || !self.read_only);
+        let Some(at) = at.filter(|_| is_possible) else {
             return self.answer(&chain, kind, Answer::Failed, 0);
         };
         self.under_way = true;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_QUEUE_NOTIFY,
-    VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_STATUS,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -104,9 +104,13 @@ struct Rig {
 }
 
 fn block(memory: &Arc<Memory>, shared: &Arc<SharedState>, read_only: bool) -> Block {
+    block_of(SECTORS, memory, shared, read_only)
+}
+
+fn block_of(sectors: u64, memory: &Arc<Memory>, shared: &Arc<SharedState>, read_only: bool) -> Block {
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let (memory, shared) = (Arc::clone(memory), Arc::clone(shared));
-    Block::new(0, (SECTORS, read_only), memory, shared, event(), event()).unwrap()
+    Block::new(0, (sectors, read_only), memory, shared, event(), event()).unwrap()
 }
 
 /// A disk beside a region of 1 GiB, whose driver accepts `features`. Byte `n` of sector `s` is `s + n`, modulo 251.
@@ -449,7 +453,8 @@ fn memory_that_is_unplugged_while_the_medium_works_makes_the_request_fail() {
 #[test]
 fn after_a_reset_nothing_of_the_driver_before_is_read_written_or_answered() {
     for kind in [IN, OUT, SYNC] {
-        for system in [false, true] {
+        // By the driver, by the machine, and of the queue alone.
+        for how in 0..3 {
             let mut rig = rig();
             rig.buffer = vec![0; 512];
             let data = rig.data();
@@ -458,7 +463,14 @@ fn after_a_reset_nothing_of_the_driver_before_is_read_written_or_answered() {
             rig.amid(move || {
                 let mut device = lock(&device);
                 assert!(!device.is_idle());
-                if system { device.disconnect() } else { write(&mut *device, VIRTIO_MMIO_STATUS, 0) }
+                match how {
+                    0 => write(&mut *device, VIRTIO_MMIO_STATUS, 0),
+                    1 => device.disconnect(),
+                    _ => {
+                        write(&mut *device, VIRTIO_MMIO_QUEUE_SEL, 0);
+                        write(&mut *device, VIRTIO_MMIO_QUEUE_READY, 0);
+                    }
+                }
             });
             let data_buffer = Buffer { address: data, size: 1024, writable: kind == IN };
             let before = rig.medium.content.borrow().clone();
@@ -477,6 +489,19 @@ fn after_a_reset_nothing_of_the_driver_before_is_read_written_or_answered() {
             assert_eq!(rig.ask(IN, 1, data, 512), (OK, 513));
         }
     }
+}
+
+/// A pause waits for the request under way, so no request takes for ever.
+#[test]
+fn a_request_of_more_than_64_mib_is_refused() {
+    let mut rig = rig();
+    *lock(&rig.device) = block_of(1 << 20, &rig.memory, &rig.shared, false);
+    rig.start(FLUSH);
+    let buffer = Buffer { address: 2 * MIB, size: 40 << 20, writable: true };
+    rig.offer(IN, 0, &[buffer, buffer]);
+    rig.serve();
+    assert_eq!(rig.ring.bytes(rig.status(), 1), [IOERR]);
+    assert_eq!(rig.calls(), []);
 }
 
 /// The new driver is up when the medium is ready, and its queue is at the same place.
