@@ -71,7 +71,8 @@ impl MemoryBlock {
 
     /// The pageblocks of its sections when it is wholly plugged.
     pub(crate) fn all_pageblocks(self) -> &'static [PageblockSet] {
-        const ALL: [PageblockSet; MAX_BLOCK_SECTIONS as usize] = [PageblockSet::ALL; _];
+        const ALL: [PageblockSet; MAX_BLOCK_SECTIONS as usize] =
+            [PageblockSet::ALL; MAX_BLOCK_SECTIONS as usize];
         &ALL[..self.sections as usize]
     }
 

@@ -30,7 +30,7 @@ impl CopyBatch {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            pages: [const { (AtomicU32::new(0), AtomicU32::new(0)) }; _],
+            pages: [const { (AtomicU32::new(0), AtomicU32::new(0)) }; Self::MOST],
             turn: AtomicU64::new(0),
             copied: AtomicU32::new(0),
         }

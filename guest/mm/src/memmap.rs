@@ -103,7 +103,7 @@ impl<P: Platform> Hotplug<'_, P> {
     /// (Linux `vmemmap_populate_basepages`).
     fn map_memmap_base(&self, nr: SectionNr, node: NodeId) -> Result<(), MemmapError> {
         let platform = &self.mm.platform;
-        let mut frames: MemmapFrames = [Pfn::new(0); _];
+        let mut frames: MemmapFrames = [Pfn::new(0); MEMMAP_PAGES as usize];
         for index in 0..frames.len() {
             match self.mm.alloc_pages_node(node, Order::PAGE, Gfp::Memmap) {
                 Ok(pfn) => frames[index] = pfn,

@@ -73,7 +73,7 @@ impl Preboot {
             Action::LoadSnapshot(_) if self.draft.touched => Err("Load snapshot error: Loading a microVM snapshot not \
                                                                   allowed after configuring boot-specific resources."
                 .to_owned()),
-            Action::LoadSnapshot(_) => Err(not_supported("tidevm cannot load snapshots")),
+            Action::LoadSnapshot(_) => Err(not_supported("tidevm loads snapshots by its option --restore")),
             Action::NoSuchDevice(device) => Err(not_supported(&format!("tidevm does not have {device}"))),
             _ => Err(TOO_EARLY.to_owned()),
         }

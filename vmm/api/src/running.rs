@@ -302,7 +302,9 @@ impl Backend for Running {
             Action::GetMetrics => self.get_metrics(now),
             Action::Act(action) => self.act(action),
             Action::SetVmState(wish) => return self.set_vm_state(wish, now),
-            Action::CreateSnapshot(_) => Response::fault(&not_supported("tidevm cannot make snapshots")),
+            Action::CreateSnapshot(_) => {
+                Response::fault(&not_supported("tidevm makes snapshots by its option --save"))
+            }
             Action::NoSuchDevice(device) => {
                 Response::fault(&not_supported(&format!("tidevm does not have {device}")))
             }

@@ -15,6 +15,7 @@ pub(super) type CallObserver = Box<dyn Fn(PlatformCall) + Send>;
 
 /// A call of a [`Platform`](tidevm_mm::Platform).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlatformCall {
     /// Copies so many pages.
     CopyPages(usize),

@@ -162,7 +162,10 @@ pub fn by_calls() {
         let snapshot =
             CreateSnapshot { snapshot_type: None, snapshot: resource("state"), mem_file: resource("memory") };
         let refused = machine.create_snapshot(snapshot).await.expect_err("tidevm has none");
-        assert_eq!(fault(refused), "The requested operation is not supported: tidevm cannot make snapshots");
+        assert_eq!(
+            fault(refused),
+            "The requested operation is not supported: tidevm makes snapshots by its option --save"
+        );
         machine.resume().await.expect("it goes on");
         assert_eq!(machine.get_state(), VmState::Running);
 

@@ -417,7 +417,7 @@ fn a_guest_stands_still_by_the_api() {
         "PUT",
         "/snapshot/create",
         r#"{"snapshot_path": "a", "mem_file_path": "b"}"#,
-        "The requested operation is not supported: tidevm cannot make snapshots",
+        "The requested operation is not supported: tidevm makes snapshots by its option --save",
     );
     // A signal ends a machine that stands still.
     api.done("PATCH", "/vm", r#"{"state": "Paused"}"#);

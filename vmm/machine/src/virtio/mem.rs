@@ -169,7 +169,7 @@ impl Mem {
             log::error!("a target that was checked is refused: {error}");
         }
         // The driver is told of every target, also of the same size again: it is how an embedder says that the host is able
-        // again, for example because a limit was raised.
+        // again.
         self.device.cause_gone();
         self.retry_announced = false;
         self.generation = self.transport.registers.next_generation();
