@@ -33,7 +33,8 @@ use source::{root, rust, words};
 const PACKAGES: &[(&str, &[&str])] = &[
     ("bench", &["tidevm-mm"]),
     ("guest/abi", &[]),
-    ("guest/image", &[]),
+    ("guest/image", &["tidevm-abi"]),
+    ("guest/linux-agent", &["tidevm-abi"]),
     // Itself with its `sim` feature, for its tests.
     ("guest/mm", &["tidevm-mm"]),
     ("guest/kernel", &["tidevm-abi", "tidevm-mm", "virtio-mem"]),
@@ -97,6 +98,7 @@ const OURS: &[&str] = &[
     "tidevm-guest-image",
     "tidevm-judge",
     "tidevm-lab",
+    "tidevm-linux-agent",
     "tidevm-machine",
     "tidevm-mm",
     "tidevm-report",
@@ -121,7 +123,9 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("virtio-mem/src/driver", "crate::device", "the two ends meet in wire and blocks"),
     ("vmm/", "virtio_mem::driver", "the host has the device's end"),
     ("guest/kernel/", "virtio_mem::device", "the guest has the driver's end"),
-    ("guest/", "std::time", "the guest has no std"),
+    ("guest/abi/", "std::time", "the guest has no std"),
+    ("guest/kernel/", "std::time", "the guest has no std"),
+    ("guest/mm/", "std::time", "the guest has no std"),
     ("guest/mm/", "core::arch", "memory management knows no CPU; a platform does"),
     ("guest/mm/", "target_arch", "memory management knows no CPU; a platform does"),
     ("virtio-mem/", "std::", "runs in the guest"),

@@ -17,6 +17,7 @@ mod fails;
 mod fault;
 mod item;
 mod pmem;
+mod readd;
 mod resize;
 mod suffix;
 #[cfg(test)]
@@ -63,6 +64,8 @@ pub enum Command {
     Check,
     /// Let the guest list its memory blocks.
     Blocks,
+    /// Let the guest tell how much memory there is.
+    Meminfo,
     /// Let the guest take memory blocks offline, remove them at once, and add them back.
     Readd {
         /// All of them.
@@ -232,12 +235,20 @@ pub const VERBS: &[Verb] = &[
         parse: |_| Ok(Command::Blocks),
     },
     Verb {
+        word: "meminfo",
+        usage: "meminfo",
+        about: "memory of the guest: total, free and available, as in /proc/meminfo",
+        example: "meminfo",
+        executor: Executor::Guest,
+        parse: |_| Ok(Command::Meminfo),
+    },
+    Verb {
         word: "readd",
         usage: "readd SIZE at ADDRESS",
         about: "offline and remove memory blocks, and add them back",
         example: "readd 1G at 4G",
         executor: Executor::Guest,
-        parse: readd,
+        parse: readd::parse,
     },
     Verb {
         word: "rebind",
@@ -354,13 +365,6 @@ impl FromStr for Command {
     }
 }
 
-fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let size = words.size("a size above 0 such as 1G", |size| size.0 > 0)?;
-    words.keyword("at")?;
-    let Size(addr) = words.size("an address such as 4G", |_| true)?;
-    Ok(Command::Readd { size, addr })
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -375,6 +379,7 @@ impl fmt::Display for Command {
             Self::Stats => f.write_str("stats"),
             Self::Check => f.write_str("check"),
             Self::Blocks => f.write_str("blocks"),
+            Self::Meminfo => f.write_str("meminfo"),
             Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
             Self::Pmem(pmem) => pmem.fmt(f),
             Self::Rebind { device } => write!(f, "rebind {device}"),

@@ -175,10 +175,11 @@ impl GuestMetric {
         }
     }
 
-    /// Its value in the guest's counters; `None` if the guest has no such node or zone.
+    /// Its value in the guest's counters; `None` if the guest has no such node or zone, or does not tell it.
     #[must_use]
     pub fn read(self, stats: &Stats) -> Option<u64> {
-        if self.node().is_some_and(|node| node.index() >= usize::from(stats.nr_nodes)) {
+        let absent = self.node().is_some_and(|node| node.index() >= usize::from(stats.nr_nodes));
+        if absent || !self.told_by(stats.kernel) {
             return None;
         }
         match self {

@@ -43,9 +43,9 @@ fn run(address: u64, count: u64, plugged: u64) -> Block {
         size: 128 * MIB,
         state: "online".to_owned(),
         zone: Some("Movable".to_owned()),
-        plugged,
-        memmap_pages: 512,
-        memmap_on_memory: true,
+        plugged: Some(plugged),
+        memmap_pages: Some(512),
+        memmap_on_memory: Some(true),
         ..Block::default()
     }
 }
@@ -289,7 +289,7 @@ fn a_map_has_the_state_of_each_memory_block() {
     let offline = Block {
         state: "offline".to_owned(),
         zone: None,
-        memmap_on_memory: false,
+        memmap_on_memory: Some(false),
         ..run(BASE + 640 * MIB, 1, 32 * MIB)
     };
     let kernel = Block { zone: Some("Normal".to_owned()), ..run(BASE + 512 * MIB, 1, 128 * MIB) };

@@ -4,6 +4,7 @@
 //! names that no workload has at that point (`script/names.rs`) and sizes that do not fit the devices
 //! ([`Script::fit`]). A [`LiveScript`] is read line by line while it runs, with the same checks.
 
+mod fit;
 mod live;
 mod names;
 #[cfg(test)]
@@ -11,8 +12,8 @@ mod tests;
 
 use std::fmt;
 
-use tidevm_abi::command::{Command, Item, Pmem, PmemHold, Target};
-use tidevm_abi::{Counted, Metric, Size, SyntaxError, Word, Words, either};
+use tidevm_abi::command::{Command, Item};
+use tidevm_abi::{Counted, Kernel, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
 
 use crate::remembered::Remembered;
@@ -135,13 +136,23 @@ impl Script {
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that the device and the node of every step exist and that every target is a multiple of its device block size.
+    /// Checks that the kernel can carry out every step, that the device and the node of every step exist and that every target is
+    /// a multiple of its device block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors
     /// All steps that do not fit.
     pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
-        let errors = misfits(&self.body, config);
+        let errors = fit::misfits(&self.body, config);
+        if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
+    }
+
+    /// Checks that `kernel` can carry out every step, and tells every number that a step looks at.
+    ///
+    /// # Errors
+    /// All steps that it cannot.
+    pub fn fit_kernel(&self, kernel: Kernel) -> Result<(), ScriptErrors> {
+        let errors = fit::refused(&self.body, kernel);
         if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
     }
 
@@ -190,17 +201,6 @@ fn locate<'t>(file: &str, mut errors: Errors, text: impl Fn(usize) -> Option<&'t
     ScriptErrors(located.collect())
 }
 
-/// The steps of `body` that do not fit a machine of `config`.
-fn misfits(body: &[Statement], config: &Config) -> Errors {
-    let mut errors = Vec::new();
-    each_step(body, &mut |step| {
-        if let Some(message) = misfit(step.command.carried_out(), config) {
-            errors.push((step.line, step.column, message));
-        }
-    });
-    errors
-}
-
 /// Number of steps that a run of `body` takes, with repetitions.
 pub(crate) fn count_steps(body: &[Statement]) -> u64 {
     let count = |statement: &Statement| match statement {
@@ -216,55 +216,6 @@ fn each_step(body: &[Statement], visit: &mut impl FnMut(&Step)) {
             Statement::Step(step) => visit(step),
             Statement::Repeat { body, .. } => each_step(body, visit),
         }
-    }
-}
-
-fn misfit(command: &Command, config: &Config) -> Option<String> {
-    let (index, target) = match command {
-        Command::Pmem(pmem) => return missing_pmem(pmem, config.pmem.len()),
-        Command::Probe(_) if config.cpus < 2 => {
-            return Some(format!("a probe holds another CPU, and there is {}: give --cpus 2", config.cpus));
-        }
-        Command::Resize(resize) => (resize.device, Some(resize.target)),
-        Command::Rebind { device } => (usize::from(*device), None),
-        Command::Expect(expect) if expect.metric.is_of_devices() => (expect.device.unwrap_or(0), None),
-        Command::Expect(expect) => return missing_node(expect.metric, config),
-        _ => return None,
-    };
-    let Some(device) = config.hotplug.get(index) else {
-        return Some(match config.hotplug.len() {
-            0 => "there is no hotplug device: no --hotplug was given".to_owned(),
-            count => format!("there is no device {index}: the last of {count} is device {}", count - 1),
-        });
-    };
-    let size = target.map_or(Size(0), Target::size);
-    (!size.0.is_multiple_of(device.device_block.0)).then(|| {
-        let block = device.device_block;
-        format!("{size} is not a multiple of the block size {block} of device {index}")
-    })
-}
-
-/// The error for a counter of a node that the guest cannot have.
-fn missing_node(metric: Metric, config: &Config) -> Option<String> {
-    let Metric::Guest(guest) = metric else { return None };
-    let (node, nodes) = (guest.node()?.index(), config.nodes()?);
-    (node >= nodes).then(|| {
-        let nodes = Counted(nodes as u64, "node");
-        format!("there is no {metric}: the guest has {nodes}; --numa gives it more")
-    })
-}
-
-/// The error for a range of device memory that does not exist.
-fn missing_pmem(pmem: &Pmem, count: usize) -> Option<String> {
-    let index = match pmem {
-        Pmem::List => return None,
-        Pmem::Map(map) => map.devices().last()?,
-        Pmem::Unmap(device) | Pmem::Hold(PmemHold { device, .. }) => *device,
-    };
-    match count {
-        _ if usize::from(index) < count => None,
-        0 => Some("there is no device memory: no --pmem was given".to_owned()),
-        _ => Some(format!("there is no pmem {index}: the last of {count} is pmem {}", count - 1)),
     }
 }
 

@@ -26,9 +26,10 @@
 //!
 //! When a wait for the guest reaches its deadline, the observer is told what every vCPU does.
 //!
-//! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]). Then there is no first report
-//! to wait for, a resize is done when the device has reached the target, steps that need the agent fail, and
-//! at the end the VM is stopped without a request to the guest.
+//! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]), unless it is Linux and the VMM gave it one. Then
+//! there is no first report to wait for, steps that need the agent fail, and at the end the VM is stopped without a request
+//! to the guest. Drivers of such kernels do not report ([`VmControl::reports`]), with or without an agent: a resize is done
+//! when the device has reached the target.
 //!
 //! Invariants: the session knows a VM only as a [`VmControl`], and shows nothing itself. Each step is told to
 //! the [`Observer`] once, and the VM is stopped once, or saved.
@@ -59,6 +60,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::time::{Duration, Instant};
 
+use tidevm_abi::kernel::RECORDS_VERSION;
 use tidevm_abi::{Answer, BlockRun, Command, Failure, Op, ProbedWait, Size};
 use tidevm_machine::{GRACE, Ready, STOP_LIMIT, State, WaitError};
 
@@ -92,6 +94,10 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Time between two looks of an `expect ... within`.
 const POLL: Duration = Duration::from_millis(100);
+
+/// What a Linux guest needs before its agent can report.
+const AGENT_NEEDS: &str = ", whose agent needs an initramfs (CONFIG_BLK_DEV_INITRD) and the driver virtio_console, built in or \
+                           loaded by the initrd";
 
 /// Note of a step during which the guest was reset.
 const RESET: &str = "the guest was reset";
@@ -186,8 +192,13 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
 
     fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
         let memory = Size(self.vm.boot_memory());
-        let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.wait(limit, &what, |state| state.ready)?)
+        let mut what = format!("the first report of a guest with {memory} of boot memory");
+        if !self.vm.reports() {
+            what.push_str(AGENT_NEEDS);
+        }
+        let ready = |state: &State| state.ready.map(Ok).or(state.foreign_records.map(Err));
+        self.wait(limit, &what, ready)?
+            .map_err(|version| StepError::Fatal(StepFailure::ForeignAgent { version, own: RECORDS_VERSION }))
     }
 
     fn body(&mut self, body: &[Statement]) -> Result<(), SessionError> {
@@ -289,9 +300,16 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
                 answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),
+                Answer::Failed(failure @ Failure::Disagree(_)) => {
+                    Err(StepError::refused(failure).into_fatal())
+                }
                 other => Err(unfit(other)),
             },
             Command::Blocks => self.blocks(),
+            Command::Meminfo => match self.ask(Op::Meminfo, ANSWER_DEADLINE)? {
+                answer @ Answer::Meminfo(_) => Ok(Some(answer.to_string())),
+                other => Err(unfit(other)),
+            },
             Command::Readd { size, addr } => self.readd(*size, *addr),
             Command::Rebind { device } => self.rebind(*device),
             Command::Pmem(pmem) => self.pmem(pmem),

@@ -1,7 +1,7 @@
 //! The tables of counters: each counter reads the field that its key names.
 
 use super::{BootTimes, NodeStats, Stats, ZoneName, ZoneStats};
-use crate::Counter;
+use crate::{Counter, Kernel};
 
 /// A record whose numbers come from `number`, in the order of the fields.
 pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
@@ -16,6 +16,7 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
     let (zones, of_node) = (ZoneName::ALL.map(&mut zone), ZoneName::ALL.map(&mut zone));
     let node = NodeStats { zones: of_node, init_local: number(), init_remote: number() };
     Stats {
+        kernel: Kernel::Tidevm,
         zones,
         nr_nodes: u8::MAX,
         nodes: [node; crate::MAX_NODES],

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 const MAGIC: [u8; 8] = *b"tidevmsn";
 
 /// The version of the byte form. A change of [`super::MachineState`] is a new one.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes before the state, and of the checksum behind it.
 const HEADER: usize = 20;

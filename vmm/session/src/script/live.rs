@@ -10,7 +10,8 @@ use tidevm_abi::Name;
 use tidevm_machine::Config;
 
 use super::names::{self, Workloads};
-use super::{Errors, Reader, ScriptErrors, Statement, locate, misfits};
+use super::fit::misfits;
+use super::{Errors, Reader, ScriptErrors, Statement, locate};
 use crate::remembered::Remembered;
 
 /// Longest text of a `repeat` that comes line by line, in bytes.

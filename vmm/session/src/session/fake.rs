@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, NR_ZONES, Op,
+    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, Memmap, NR_ZONES, Op,
     Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName,
     ZoneStats,
 };
@@ -389,17 +389,16 @@ impl FakeVm {
             state: BlockState::Online,
             zone: Some(ZoneName::Dma32),
             node: 0,
-            plugged: Size(0),
-            memmap_pages: 0,
-            memmap_on_memory: false,
+            plugged: Some(Size(0)),
+            memmap: Some(Memmap { pages: 0, on_memory: false }),
         };
         let second = BlockRun {
             addr: REGION,
             boot: false,
             state: BlockState::Offline,
             zone: None,
-            plugged: Size(2 << 20),
-            memmap_pages: 512,
+            plugged: Some(Size(2 << 20)),
+            memmap: Some(Memmap { pages: 512, on_memory: false }),
             ..first
         };
         let mut runs = [None; BLOCK_RUNS];
@@ -487,6 +486,10 @@ impl VmControl for FakeVm {
     }
 
     fn has_agent(&self) -> bool {
+        !self.nature.foreign
+    }
+
+    fn reports(&self) -> bool {
         !self.nature.foreign
     }
 

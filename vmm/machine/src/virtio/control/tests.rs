@@ -26,7 +26,7 @@ fn rig() -> Rig {
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let kicks = [event(), event()];
     let kicked = [CALLS, REPORTS].map(|queue| kicks[queue].try_clone().unwrap());
-    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicked).unwrap();
+    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicked, false).unwrap();
     let (calls, reports) = (Ring::new(&memory, MIB), Ring::new(&memory, 2 * MIB));
     initialise(&mut control, 0, &[&calls, &reports]);
     Rig { control, calls, reports, shared, kicks }
