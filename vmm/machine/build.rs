@@ -5,9 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, process};
 
-use tidevm_guest_image::{
-    AGENT_SOURCES, Error, SOURCES, build, build_agent, find_toolchain, workspace_root,
-};
+use tidevm_guest_image::{AGENT_SOURCES, Error, SOURCES, build, build_agent, find_toolchain, workspace_root};
 
 fn main() {
     for source in SOURCES.iter().chain(&AGENT_SOURCES) {

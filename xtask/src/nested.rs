@@ -176,7 +176,12 @@ impl Host {
 /// The file system of a stock Linux guest that prints the state of its memory.
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
     let mut archive = Initramfs::new(&stock.shell)?;
-    let load = archive.modules(&stock.modules(&["virtio_mmio", "virtio_console", "virtio_mem", "virtio_balloon"])?)?;
+    let load = archive.modules(&stock.modules(&[
+        "virtio_mmio",
+        "virtio_console",
+        "virtio_mem",
+        "virtio_balloon",
+    ])?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 

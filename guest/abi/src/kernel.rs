@@ -69,7 +69,9 @@ impl Kernel {
             | Command::Inject { .. }) => {
                 let text = format!("{command}");
                 let verb = text.split(' ').next().unwrap_or_default();
-                Some(format!("`{verb}` is for tidevm's own guest: Linux has no such thing for a program to use"))
+                Some(format!(
+                    "`{verb}` is for tidevm's own guest: Linux has no such thing for a program to use"
+                ))
             }
             _ => None,
         }
@@ -154,6 +156,8 @@ mod tests {
             VERBS.iter().filter(|verb| refuses(verb.example).is_some()).map(|verb| verb.word).collect();
         // `hog` for the words of its example.
         assert_eq!(refused, ["hog", "readd", "rebind", "race", "probe", "inject", "pmem"]);
-        assert!(matches!(Metric::new("migrated"), Some(Metric::Guest(metric)) if metric.told_by(Kernel::Linux)));
+        assert!(
+            matches!(Metric::new("migrated"), Some(Metric::Guest(metric)) if metric.told_by(Kernel::Linux))
+        );
     }
 }

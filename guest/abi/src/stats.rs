@@ -177,10 +177,11 @@ impl Stats {
             .linux()
             .label(Group::Blocks, "memory block online", "memory blocks online"),
         Counter::new("deferred_pages", |stats: &Self| stats.deferred_pages).word("deferred"),
-        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated)
-            .word("migrated")
-            .linux()
-            .label(Group::Migration, "page migrated", "pages migrated"),
+        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated).word("migrated").linux().label(
+            Group::Migration,
+            "page migrated",
+            "pages migrated",
+        ),
         Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed).linux().label(
             Group::Migration,
             "migration failed",

@@ -3,10 +3,10 @@
 //! sysfs does not say whether a memory block was there at boot. Here a memory block counts as added if `/proc/iomem` has
 //! `System RAM (virtio_mem)` in it. How much of it is plugged, and where its memmap lies, Linux tells nowhere.
 
+use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::fs;
 
 use tidevm_abi::{Answer, BLOCK_RUNS, BlockRun, BlockState, Size};
 
@@ -67,9 +67,8 @@ fn block(folder: &Path, addr: u64, size: u64, added: &[Range<u64>]) -> io::Resul
     let zones = read_line(&folder.join("valid_zones"))?;
     // Of a memory block that is not online these are the zones that it could go to.
     let zone = Some(zones).filter(|zones| online && zoneinfo::zone_name(zones).is_some());
-    let node = fs::read_dir(folder)?.find_map(|entry| {
-        entry.ok()?.file_name().to_str()?.strip_prefix("node")?.parse::<u8>().ok()
-    });
+    let node = fs::read_dir(folder)?
+        .find_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("node")?.parse::<u8>().ok());
     let boot = !added.iter().any(|range| range.start < addr + size && addr < range.end);
     Ok(Block { addr, size, online, zone, node: node.unwrap_or(0), boot })
 }
@@ -96,15 +95,14 @@ fn ranges(text: &str, name: &str) -> Vec<Range<u64>> {
 pub fn answer(blocks: &[Block]) -> Answer {
     let mut runs: Vec<BlockRun> = Vec::new();
     let mut next = None;
-    for block in blocks {
-        let run = run(block);
-        match runs.last_mut() {
-            Some(last) if continues(last, &run) => last.count += 1,
-            _ if runs.len() == BLOCK_RUNS => {
-                next = Some(run.addr);
-                break;
-            }
-            _ => runs.push(run),
+    for run in blocks.iter().map(run) {
+        if let Some(last) = runs.last_mut().filter(|last| continues(last, &run)) {
+            last.count += 1;
+        } else if runs.len() < BLOCK_RUNS {
+            runs.push(run);
+        } else {
+            next = Some(run.addr);
+            break;
         }
     }
     let mut answer = [None; BLOCK_RUNS];

@@ -44,7 +44,7 @@ impl Pages {
             unsafe { mmap_anonymous(ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
         // SAFETY: the mapping was just made. The advice changes no content. A kernel without huge pages refuses it, and has no
         // need for it.
-        drop(unsafe { madvise(base, size, Advice::LinuxNoHugepage) });
+        let _: Result<(), Errno> = unsafe { madvise(base, size, Advice::LinuxNoHugepage) };
         Ok(Self { base: base.cast(), count })
     }
 
@@ -123,7 +123,10 @@ impl Pages {
         let pipe: BorrowedFd<'_> = pipe.as_fd();
         // SAFETY: `address` has checked both ends. The memory is mapped as long as `self` is there, and the call reads it only.
         let slice = unsafe {
-            IoSliceRaw::from_slice(std::slice::from_raw_parts(start.cast::<u8>(), (count * PAGE_SIZE) as usize))
+            IoSliceRaw::from_slice(std::slice::from_raw_parts(
+                start.cast::<u8>(),
+                (count * PAGE_SIZE) as usize,
+            ))
         };
         // SAFETY: `pipe` is the end to which is written, and without `GIFT` the pages stay ours.
         let taken = unsafe { vmsplice(pipe, &[slice], SpliceFlags::NONBLOCK) }?;
@@ -156,7 +159,10 @@ mod tests {
         let bad: Vec<u64> = (0..3).filter(|&page| pages.first_bad(page, pattern(page)).is_some()).collect();
         assert_eq!(bad, [1]);
         let found = pages.first_bad(1, pattern(1)).unwrap();
-        assert_eq!((found.word, found.expected, found.found), (flipped.word, flipped.expected, flipped.found));
+        assert_eq!(
+            (found.word, found.expected, found.found),
+            (flipped.word, flipped.expected, flipped.found)
+        );
     }
 
     #[test]

@@ -86,7 +86,8 @@ impl KernelPages {
             buffer[there..size].fill(0);
             let expected = content(first, count, &pattern);
             let pages = |bytes| <[u8]>::chunks_exact(bytes, PAGE_SIZE as usize);
-            let differ = pages(&buffer[..size]).zip(pages(&expected)).filter(|(found, expected)| found != expected);
+            let differ =
+                pages(&buffer[..size]).zip(pages(&expected)).filter(|(found, expected)| found != expected);
             corrupt += differ.count() as u64;
         }
         Ok(corrupt)

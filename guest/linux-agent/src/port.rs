@@ -84,9 +84,9 @@ fn find(files: &Files) -> io::Result<Option<File>> {
         let name = entry?.file_name();
         if let Some(name) = name.to_str().filter(|name| name.starts_with(DEVICE)) {
             let open = OpenOptions::new().read(true).write(true).open(files.dev(name));
-            return open
-                .map(Some)
-                .map_err(|error| io::Error::new(error.kind(), format!("cannot open the port {name}: {error}")));
+            return open.map(Some).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot open the port {name}: {error}"))
+            });
         }
     }
     Ok(None)

@@ -167,7 +167,8 @@ impl Agent {
     /// comes or goes do not belong together.
     fn check(&self) -> Result<Answer, Failure> {
         let look = || -> io::Result<_> {
-            let total = zoneinfo::value(&files::proc("meminfo")?, "MemTotal:")? * 1024 / tidevm_abi::PAGE_SIZE;
+            let total =
+                zoneinfo::value(&files::proc("meminfo")?, "MemTotal:")? * 1024 / tidevm_abi::PAGE_SIZE;
             let sizes = zones()?.into_iter().map(|zone| Zone { free: 0, high: 0, pcp: 0, ..zone });
             Ok((sizes.collect::<Vec<_>>(), blocks::read(&self.files, 0)?, total))
         };

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::stdio::stdin;
-use tidevm_abi::{Answer, BadWord, Call, CorruptPart, Failure, Handle, HogKind, MAX_RECORD, Op, Report, decode, encode};
+use tidevm_abi::{
+    Answer, BadWord, Call, CorruptPart, Failure, Handle, HogKind, MAX_RECORD, Op, Report, decode, encode,
+};
 
 use crate::pages::Pages;
 use crate::pattern::PagePattern;
@@ -81,7 +83,8 @@ fn next_call() -> io::Result<Option<Call>> {
 
 fn answer(id: u32, answer: Answer) -> io::Result<()> {
     let mut buffer = [0; MAX_RECORD];
-    let record = encode(&Report::Done { id, answer }, &mut buffer).expect("every record fits into MAX_RECORD");
+    let record =
+        encode(&Report::Done { id, answer }, &mut buffer).expect("every record fits into MAX_RECORD");
     send(stdin(), record, SendFlags::NOSIGNAL)?;
     Ok(())
 }

@@ -39,12 +39,12 @@ impl Workload {
     pub fn start(handle: Handle, call: &Call) -> io::Result<Self> {
         let (socket, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // It waits in the socket until the process reads it.
+        let record = record(call);
+        send(&socket, &record, SendFlags::NOSIGNAL)?;
         // The program of this process, wherever its file has gone.
-        let process =
-            Command::new("self/exe").arg0(NAME).arg(WORK).stdin(Stdio::from(other)).spawn()?;
-        let mut workload = Self { handle, process, socket, open: Vec::new(), releasing: false };
-        workload.send(call)?;
-        Ok(workload)
+        let process = Command::new("self/exe").arg0(NAME).arg(WORK).stdin(Stdio::from(other)).spawn()?;
+        Ok(Self { handle, process, socket, open: vec![call.id], releasing: false })
     }
 
     /// Has the workload carry out `call`, which it answers.
@@ -55,17 +55,11 @@ impl Workload {
         if self.releasing {
             return Err(Failure::WorkloadBusy);
         }
-        self.send(call).map_err(|_| Failure::WorkloadBusy)?;
-        self.releasing = matches!(call.op, Op::Release { .. });
-        Ok(())
-    }
-
-    /// Does not wait: a workload that is at work reads nothing.
-    fn send(&mut self, call: &Call) -> io::Result<()> {
-        let mut buffer = [0; MAX_RECORD];
-        let record = encode(call, &mut buffer).expect("every record fits into MAX_RECORD");
-        send(&self.socket, record, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        // It does not wait: a workload that is at work reads nothing.
+        send(&self.socket, &record(call), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+            .map_err(|_| Failure::WorkloadBusy)?;
         self.open.push(call.id);
+        self.releasing = matches!(call.op, Op::Release { .. });
         Ok(())
     }
 
@@ -100,4 +94,10 @@ impl AsFd for Workload {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// The bytes of a call.
+fn record(call: &Call) -> Vec<u8> {
+    let mut buffer = [0; MAX_RECORD];
+    encode(call, &mut buffer).expect("every record fits into MAX_RECORD").to_vec()
 }

@@ -64,7 +64,8 @@ pub fn zones(text: &str) -> Vec<Zone> {
             continue;
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let (name, Some(number)) = (words.len().checked_sub(2).map(|at| words[at]), last_number(&words)) else {
+        let (name, Some(number)) = (words.len().checked_sub(2).map(|at| words[at]), last_number(&words))
+        else {
             continue;
         };
         match name {

@@ -24,6 +24,8 @@ mod kernel;
 mod limits;
 #[path = "cli/lines.rs"]
 mod lines;
+#[path = "cli/linux.rs"]
+mod linux;
 #[path = "cli/live.rs"]
 mod live;
 #[path = "cli/metrics.rs"]
@@ -113,6 +115,7 @@ fn main() -> ExitCode {
         .chain(auto::HOSTED)
         .chain(ctl::HOSTED)
         .chain(json::HOSTED)
+        .chain(linux::HOSTED)
         .chain(report::HOSTED)
         .chain(snapshots::HOSTED)
         .chain(top::HOSTED)

@@ -138,7 +138,8 @@ impl Region {
                 plugged[row] = plugged[row].saturating_add(u64::try_from(share).unwrap_or(u64::MAX));
                 let cell = &mut cells[row];
                 cell.state = cell.state.with(state(run));
-                cell.memmap |= run.memmap_on_memory == Some(true) && run.memmap_pages.is_some_and(|pages| pages > 0);
+                cell.memmap |=
+                    run.memmap_on_memory == Some(true) && run.memmap_pages.is_some_and(|pages| pages > 0);
             }
         }
         for (cell, plugged) in cells.iter_mut().zip(plugged) {

@@ -2,8 +2,8 @@
 
 use crate::stats::tests::filled;
 use crate::{
-    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Memmap, Owner, Pmem, PmemUse, Pressure,
-    Report, Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Memmap, Owner, Pmem, PmemUse,
+    Pressure, Report, Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]

@@ -40,7 +40,9 @@ fn show(report: Report) {
             }
         }
         Report::Done { .. } | Report::Pressure(_) | Report::Speaks { .. } => {
-            unreachable!("only a VMM on the control channel makes such calls, and only an agent in Linux says its version")
+            unreachable!(
+                "only a VMM on the control channel makes such calls, and only an agent in Linux says its version"
+            )
         }
     }
 }

@@ -140,7 +140,7 @@ fn what_the_guest_lists_and_measures_is_typed() {
         state: BlockState::Online,
         zone: Some(ZoneName::Movable),
         node: 1,
-        plugged: Size(64 << 20),
+        plugged: Some(Size(64 << 20)),
         memmap: Some(Memmap { pages: 512, on_memory: true }),
     };
     let block = json!({"address": 4_u64 << 30, "count": 2, "size": 128 << 20, "boot": false, "state": "online",

@@ -9,8 +9,8 @@
 use tidevm_abi::Name;
 use tidevm_machine::Config;
 
-use super::names::{self, Workloads};
 use super::fit::misfits;
+use super::names::{self, Workloads};
 use super::{Errors, Reader, ScriptErrors, Statement, locate};
 use crate::remembered::Remembered;
 
