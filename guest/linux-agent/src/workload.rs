@@ -67,8 +67,9 @@ impl Workload {
     pub fn listen(&mut self) -> Said {
         let mut buffer = vec![0; MAX_RECORD];
         match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
-            Ok((_, 1..)) if let Some(id) = self.answered(&buffer) => {
+            Ok((_, size @ 1..)) if let Some(id) = self.answered(&buffer[..size]) => {
                 self.open.retain(|open| *open != id);
+                buffer.truncate(size);
                 Said::Report(buffer)
             }
             Err(Errno::INTR) => self.listen(),

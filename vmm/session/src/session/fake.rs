@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, Memmap,
-    NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage,
-    ZoneName, ZoneStats,
+    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, Meminfo,
+    Memmap, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats,
+    UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     CallsUnread, Death, DeathKind, End, ExitCounts, LookResult, MemStatus, Ready, RequestCounts,
