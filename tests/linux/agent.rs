@@ -2,7 +2,8 @@
 
 use tidevm_machine::Config;
 use tidevm_session::script::Script;
-use tidevm_tests::{Session, Test, run_script};
+use tidevm_session::{Ended, Record, record};
+use tidevm_tests::{Test, locked_in, run_script};
 
 use crate::guest;
 
@@ -27,24 +28,27 @@ fn own_guest() -> Config {
     Config { kernel: None, initrd: None, cmdline: None, console: tidevm_machine::ConsoleMode::Off, ..config }
 }
 
-/// Runs a script that has to succeed on Linux; returns the session and the console.
-fn on_linux(script: &str, change: impl FnOnce(&mut Config)) -> (Session, String) {
+/// Runs a script that has to succeed on Linux. Returns the console.
+fn on_linux(script: &str, change: impl FnOnce(&mut Config)) -> String {
     let script = Script::parse("both", script).unwrap_or_else(|errors| panic!("{errors}"));
     let (console, mut config) = linux();
     change(&mut config);
     config.resets = script.resets();
-    let session = run_script(config, &script);
+    script.fit(&config).unwrap_or_else(|errors| panic!("{errors}"));
+    let ran = locked_in(config, Vec::new(), |vm| record(vm, &script));
+    let Record { steps, summary, .. } = ran.unwrap_or_else(|error| panic!("no machine: {error}"));
     let text = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
     drop(std::fs::remove_file(&console));
-    assert_eq!(session.summary.ended, tidevm_session::Ended::Done, "{:#?}\n{text}", session.failures());
+    let failed: Vec<_> = steps.iter().filter(|step| !step.is_done()).collect();
+    assert_eq!(summary.ended, Ended::Done, "{failed:#?}\n{text}");
     let bad = ["BUG:", "WARNING: CPU", "Oops", "Call Trace", "tidevm-agent:"];
     assert!(bad.iter().all(|bad| !text.contains(bad)), "{text}");
-    (session, text)
+    text
 }
 
 /// Runs a script that has to succeed on both guests.
 fn on_both(script: &str) {
-    let (_, text) = on_linux(script, |_| ());
+    let text = on_linux(script, |_| ());
     assert!(text.contains("guest: "), "the user's init runs too:\n{text}");
     let script = Script::parse("both", script).unwrap_or_else(|errors| panic!("{errors}"));
     run_script(own_guest(), &script).assert_done();

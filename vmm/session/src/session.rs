@@ -168,7 +168,7 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
     }
 
     fn boot_deadline(&self) -> Duration {
-        deadline::boot(Size(self.vm.boot_memory()))
+        deadline::boot(Size(self.vm.boot_memory()), self.vm.reports())
     }
 
     /// What of `size` there can be in this machine: no work is more than that on all its memory.

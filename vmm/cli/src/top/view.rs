@@ -210,7 +210,7 @@ fn run(block: &Value) -> Run {
         state: text(&block["state"]),
         zone: text(&block["zone"]),
         // A guest that does not tell it has it all, as far as is known.
-        plugged: run["plugged"].as_u64().unwrap_or(number("size")),
+        plugged: block["plugged"].as_u64().unwrap_or(number("size")),
     }
 }
 
