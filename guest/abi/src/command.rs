@@ -16,6 +16,7 @@ mod expect;
 mod fails;
 mod fault;
 mod item;
+mod on_kernel;
 mod pmem;
 mod readd;
 mod resize;

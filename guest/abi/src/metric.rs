@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::counter::Counter;
+use crate::kernel::Kernel;
 use crate::limits::MAX_NODES;
 use crate::size::Size;
 use crate::stats::{NodeStats, Stats, ZoneName, ZoneStats};
@@ -163,6 +164,16 @@ impl GuestMetric {
         match find(NodeStats::COUNTERS, text) {
             Some(counter) => Some(Self::Node(node, counter)),
             None => of_zone(text).map(|(zone, counter)| Self::NodeZone(node, zone, counter)),
+        }
+    }
+
+    /// Whether `kernel` tells this number.
+    #[must_use]
+    pub fn told_by(self, kernel: Kernel) -> bool {
+        match self {
+            Self::Whole(counter) => counter.told_by(kernel),
+            Self::Zone(_, counter) | Self::NodeZone(_, _, counter) => counter.told_by(kernel),
+            Self::Node(_, counter) => counter.told_by(kernel),
         }
     }
 

@@ -27,6 +27,7 @@ mod pipes;
 mod port;
 mod room;
 mod serve;
+mod stats;
 mod worker;
 mod workload;
 mod zoneinfo;

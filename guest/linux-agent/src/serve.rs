@@ -18,7 +18,7 @@ use crate::files::{self, Files};
 use crate::port::Port;
 use crate::workload::{Said, Workload};
 use crate::zoneinfo::{self, Zone};
-use crate::{blocks, check, room};
+use crate::{blocks, check, room, stats};
 
 /// The process that the kernel never ends when memory is short (proc(5), `oom_score_adj`).
 const NO_VICTIM: &str = "-1000";
@@ -138,7 +138,7 @@ impl Agent {
                 power_off();
                 Ok(None)
             }
-            // A script with such a step is refused before the guest boots (`tidevm_abi::kernel`).
+            // A script with such a step is refused before the guest boots (`tidevm_abi::Command::refused_by`).
             _ => Err(Failure::Unsupported),
         }
     }
@@ -160,7 +160,7 @@ impl Agent {
 
     fn stats(&self) -> io::Result<Answer> {
         let blocks = blocks::read(&self.files, 0)?;
-        zoneinfo::stats(&zones()?, &blocks, &files::proc("vmstat")?).map(Answer::Stats)
+        stats::stats(&zones()?, &blocks, &files::proc("vmstat")?).map(Answer::Stats)
     }
 
     /// Checks one picture after the other until two that follow each other are the same: files that are read while memory

@@ -1,13 +1,11 @@
-//! `/proc/zoneinfo` and what else the kernel counts of its memory, as the records of `tidevm_abi` have it.
+//! `/proc/zoneinfo`, and single numbers of other files of proc.
 //!
 //! Mirrors Linux `mm/vmstat.c`, `zoneinfo_show_print`. tidevm's guest has no zone DMA; here the pages of DMA count as DMA32.
 //! Zones that tidevm does not know, such as Device, are left out.
 
 use std::io;
 
-use tidevm_abi::{Kernel, MAX_NODES, NodeStats, Stats, ZoneName, ZoneStats};
-
-use crate::blocks::Block;
+use tidevm_abi::ZoneName;
 
 /// A zone of a node, in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,46 +99,9 @@ pub fn value(text: &str, key: &str) -> io::Result<u64> {
     text.lines().find_map(number).ok_or_else(missing)
 }
 
-/// The counters. Those that Linux does not tell stay 0 ([`tidevm_abi::Counter::told_by`]).
-///
-/// # Errors
-/// `vmstat` has no counters of migration.
-pub fn stats(zones: &[Zone], blocks: &[Block], vmstat: &str) -> io::Result<Stats> {
-    let nodes = zones.iter().map(|zone| zone.node + 1).max().unwrap_or(1);
-    let mut stats = Stats {
-        kernel: Kernel::Linux,
-        nr_nodes: nodes.min(MAX_NODES) as u8,
-        blocks_online: blocks.iter().filter(|block| block.online).count() as u64,
-        pages_migrated: value(vmstat, "pgmigrate_success ")?,
-        migrate_failed: value(vmstat, "pgmigrate_fail ")?,
-        ..Stats::default()
-    };
-    for zone in zones {
-        let Some(name) = zone.counts_for() else { continue };
-        add(&mut stats.zones, name, zone);
-        if let Some(NodeStats { zones, .. }) = stats.nodes.get_mut(zone.node) {
-            add(zones, name, zone);
-        }
-    }
-    Ok(stats)
-}
-
-fn add(zones: &mut [ZoneStats], name: ZoneName, zone: &Zone) {
-    for sum in zones.iter_mut().filter(|sum| sum.name == name) {
-        sum.spanned += zone.spanned;
-        sum.present += zone.present;
-        sum.managed += zone.managed;
-        sum.free += zone.free;
-        sum.pcp += zone.pcp;
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use tidevm_abi::ZoneName;
-
-    use super::{stats, value, zones};
-    use crate::blocks::Block;
+    use super::{value, zones};
 
     /// Two nodes, in the form of Linux 6.1, and with lines that only later kernels have.
     pub const TEXT: &str = "\
@@ -229,22 +190,6 @@ Node 1, zone  Movable
         assert_eq!((dma32.free, dma32.high, dma32.spanned), (90000, 2850, 126_976));
         assert_eq!((dma32.present, dma32.managed, dma32.pcp), (126_976, 113_900, 100));
         assert_eq!(dma32.protection, [0, 0, 0, 2048, 2048]);
-    }
-
-    #[test]
-    fn counters_are_those_of_scripts() {
-        let online = Block { addr: 0, size: 1, online: true, zone: None, node: 0, boot: true };
-        let blocks = [online.clone(), Block { online: false, ..online }];
-        let vmstat = "nr_free_pages 3\npgmigrate_success 12\npgmigrate_fail 1\n";
-        let stats = stats(&zones(TEXT), &blocks, vmstat).unwrap();
-        assert_eq!((stats.pages_migrated, stats.migrate_failed, stats.blocks_online), (12, 1, 1));
-        assert_eq!(stats.nr_nodes, 2);
-        let [dma32, normal, movable] = stats.zones;
-        assert_eq!((dma32.name, dma32.present, dma32.pcp), (ZoneName::Dma32, 130_974, 100));
-        assert_eq!((normal.present, movable.present), (0, 98_304));
-        assert_eq!(stats.nodes[0].zones[2].free, 65000);
-        assert_eq!(stats.nodes[1].zones[2].free, 32768);
-        assert!(super::stats(&[], &[], "pgmigrate_successful 1").is_err());
     }
 
     #[test]

@@ -416,7 +416,7 @@ fn absurd_numbers_give_a_page() {
             absurd.devices.extend(vec![absurd.devices[0]; 20]);
             let blocks = absurd.blocks.as_mut().expect("blocks");
             for count in sizes {
-                blocks.runs.push(Block { size, count, plugged: count, ..run(size, count, size) });
+                blocks.runs.push(Block { size, count, plugged: Some(count), ..run(size, count, size) });
             }
             let mut first = ready(time);
             if let Event::Ready(ready) = &mut first.event {

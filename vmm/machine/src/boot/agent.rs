@@ -68,7 +68,7 @@ mod tests {
         for user in [&b"070701 and more"[..], b"\x1f\x8b\x08 gzip", b"\x28\xb5\x2f\xfd zstd"] {
             let joined = in_front_of(Some(user)).unwrap();
             let at = joined.len() - user.len();
-            assert!(joined.starts_with(ARCHIVE) && joined[at..] == *user && at % 4 == 0);
+            assert!(joined.starts_with(ARCHIVE) && joined[at..] == *user && at.is_multiple_of(4));
         }
         for other in [&b"#!/bin/sh"[..], b"070707 old cpio", b"\0\0\x53\xef", b"x"] {
             assert_eq!(in_front_of(Some(other)), None, "{other:?}");

@@ -24,7 +24,7 @@ pub(super) fn misfits(body: &[Statement], config: &Config) -> Errors {
 pub(super) fn refused(body: &[Statement], kernel: Kernel) -> Errors {
     let mut errors = Vec::new();
     each_step(body, &mut |step| {
-        if let Some(message) = kernel.refuses(&step.command) {
+        if let Some(message) = step.command.refused_by(kernel) {
             errors.push((step.line, step.column, message));
         }
     });
