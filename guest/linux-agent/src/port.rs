@@ -6,14 +6,22 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use tidevm_abi::{BadRecord, Call, MAX_RECORD, Report, decode, encode};
 
 use crate::files::Files;
 
 /// Begins the name of a port's device.
 const DEVICE: &str = "vport";
+
+/// How often a port that is about to come is looked for, and the time between two looks: ten seconds in all.
+const LOOKS: u32 = 500;
+const NAP: Duration = Duration::from_millis(20);
 
 /// The open port.
 pub struct Port(File);
@@ -78,13 +86,28 @@ impl AsFd for Port {
     }
 }
 
+/// Opens a port whose device is there. The kernel makes the device a moment before it knows the port by it (`add_port`), and
+/// tells nobody when it does.
+fn open(device: &Path) -> io::Result<File> {
+    let mut looks = LOOKS;
+    loop {
+        match OpenOptions::new().read(true).write(true).open(device) {
+            Err(error) if looks > 0 && error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+                looks -= 1;
+                thread::sleep(NAP);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// The port, if its device is there. The machine has one device of this kind, with one port.
 fn find(files: &Files) -> io::Result<Option<File>> {
     for entry in fs::read_dir(files.dev("."))? {
         let name = entry?.file_name();
         if let Some(name) = name.to_str().filter(|name| name.starts_with(DEVICE)) {
-            let open = OpenOptions::new().read(true).write(true).open(files.dev(name));
-            return open.map(Some).map_err(|error| {
+            let found = open(&files.dev(name));
+            return found.map(Some).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot open the port {name}: {error}"))
             });
         }
