@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tidevm_abi::kernel::RECORDS_VERSION;
 use tidevm_abi::{Answer, Pressure, Report, Resize, ResizeState, Size};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +46,9 @@ mod wait_error;
 pub struct State {
     /// The guest's message that it is up, if it has come since the last reset.
     pub ready: Option<Ready>,
+    /// The version of the records that the guest's agent speaks, if it is not that of this VMM. Such a guest does not become
+    /// ready.
+    pub foreign_records: Option<u32>,
     /// How often the guest was reset and started again. A reset is one change of the state: the guest is gone, the
     /// devices are as at the start, and the reset is counted.
     pub resets: u64,
@@ -289,7 +293,9 @@ impl SharedState {
             let now = inner.now();
             let StateAndAnswers { state, started, answers, .. } = inner;
             match report {
-                Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
+                Report::Ready { cpus, mem_devices }
+                    if state.ready.is_none() && state.foreign_records.is_none() =>
+                {
                     state.ready = Some(Ready { cpus, mem_devices, after: now - *started });
                 }
                 Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
@@ -300,6 +306,9 @@ impl SharedState {
                         Some(mem) => mem.report = Some(resize),
                         None => state.bad_records += 1,
                     }
+                }
+                Report::Speaks { version } => {
+                    state.foreign_records = (version != RECORDS_VERSION).then_some(version);
                 }
                 Report::Pressure(pressure) => {
                     state.pressure = Some(pressure);
@@ -317,6 +326,7 @@ impl SharedState {
             inner.started = inner.now();
             let StateAndAnswers { state, answers, reset_request, .. } = inner;
             (state.ready, state.pressure, state.mem) = (None, None, mem());
+            state.foreign_records = None;
             state.balloon = state.balloon.map(BalloonStatus::restarted);
             state.disks.fill(DiskStatus::default());
             state.reset_request = *reset_request;
