@@ -6,6 +6,8 @@
 //! the Movable zones manage, how much memory is on node 1, whether a file in memory is intact, and the distances
 //! of node 0.
 
+#[path = "linux/agent.rs"]
+mod agent;
 #[path = "linux/auto.rs"]
 mod auto;
 #[path = "linux/balloon.rs"]
@@ -43,7 +45,9 @@ fn main() -> ExitCode {
     let unset = names.into_iter().find(|name| env::var_os(name).is_none());
     let missing = unset.map(|name| format!("{name} names no file (the nested host has one)"));
     let missing = missing.or_else(tidevm_tests::missing_kvm);
-    run_if(&[TESTS, auto::TESTS, balloon::TESTS, disk::TESTS, faults::TESTS].concat(), |_| missing.clone())
+    run_if(&[TESTS, agent::TESTS, auto::TESTS, balloon::TESTS, disk::TESTS, faults::TESTS].concat(), |_| {
+        missing.clone()
+    })
 }
 
 /// Resizes to each of `sizes` in turn, and checks the counters of the guest each time.

@@ -35,7 +35,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("examples/tiny-kernel", &["tidevm-mm", "virtio-mem"]),
     ("guest/abi", &[]),
     ("guest/firmware", &[]),
-    ("guest/image", &[]),
+    ("guest/image", &["tidevm-abi"]),
+    ("guest/linux-agent", &["tidevm-abi"]),
     // For its tests and examples.
     ("guest/mm", &["tidevm-mm-sim", "virtio-mem"]),
     ("guest/mm-sim", &["tidevm-mm"]),
@@ -128,6 +129,7 @@ const OURS: &[&str] = &[
     "tidevm-guest-image",
     "tidevm-judge",
     "tidevm-lab",
+    "tidevm-linux-agent",
     "tidevm-machine",
     "tidevm-mm",
     "tidevm-mm-sim",

@@ -74,7 +74,7 @@ fn linux_without_a_driver_is_told_apart() {
     let session = run(config, "hog 1M movable as a\nresize 256M within 10s");
     std::fs::remove_file(console).unwrap();
     let [(_, hog), (_, resize)] = &session.failures()[..] else { panic!("{:?}", session.failures()) };
-    assert!(hog.contains("this needs tidevm's own guest"), "{hog}");
+    assert!(hog.contains("this needs an agent in the guest"), "{hog}");
     assert!(resize.contains("driver absent"), "{resize}");
 }
 

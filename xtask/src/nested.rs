@@ -177,8 +177,15 @@ impl Host {
 fn linux_guest(stock: &Stock) -> Result<Vec<u8>> {
     let mut archive = Initramfs::new(&stock.shell)?;
     // ext4, which mounts ext2 too, asks for crc32c without naming it.
-    let modules = ["virtio_mmio", "virtio_mem", "virtio_balloon", "virtio_blk", "crc32c_generic", "ext4"];
-    let load = archive.modules(&stock.modules(&modules)?)?;
+    let load = archive.modules(&stock.modules(&[
+        "virtio_mmio",
+        "virtio_console",
+        "virtio_mem",
+        "virtio_balloon",
+        "virtio_blk",
+        "crc32c_generic",
+        "ext4",
+    ])?)?;
     archive.finish(&include_str!("nested/linux-init.sh").replace("@LOAD@", &load))
 }
 

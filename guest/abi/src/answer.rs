@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BLOCK_RUNS, BlockRun, Counted, Failure, Pmem, PmemMapped, Pressure, Stats, either};
+use crate::{BLOCK_RUNS, BlockRun, Counted, Failure, Meminfo, Pmem, PmemMapped, Pressure, Stats, either};
 
 /// The answer to a [`Call`](crate::Call).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +81,8 @@ pub enum Answer {
     Failed(Failure),
     /// To [`Op::Watch`](crate::Op::Watch).
     Pressure(Pressure),
+    /// To [`Op::Meminfo`](crate::Op::Meminfo).
+    Meminfo(Meminfo),
 }
 
 /// A word of a workload's page that has not the value that the workload wrote.
@@ -149,6 +151,7 @@ impl fmt::Display for Answer {
             }
             Answer::Failed(failure) => failure.fmt(f),
             Answer::Pressure(pressure) => pressure.fmt(f),
+            Answer::Meminfo(meminfo) => meminfo.fmt(f),
         }
     }
 }

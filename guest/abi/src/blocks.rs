@@ -52,12 +52,19 @@ pub struct BlockRun {
     pub zone: Option<ZoneName>,
     /// Their node.
     pub node: u8,
-    /// How much of each is plugged; 0 for boot memory, which is never plugged.
-    pub plugged: Size,
-    /// Pages of the memmap of each; 0 for boot memory, which does not report them.
-    pub memmap_pages: u64,
-    /// Whether the memmap of each lies on it.
-    pub memmap_on_memory: bool,
+    /// How much of each is plugged; 0 for boot memory, which is never plugged. `None`: the guest does not tell it.
+    pub plugged: Option<Size>,
+    /// The memmap of each, if the guest tells of it.
+    pub memmap: Option<Memmap>,
+}
+
+/// The memmap of a memory block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memmap {
+    /// Its pages; 0 for boot memory, which does not report them.
+    pub pages: u64,
+    /// Whether it lies on the memory block.
+    pub on_memory: bool,
 }
 
 impl fmt::Display for BlockRun {
@@ -74,8 +81,11 @@ impl fmt::Display for BlockRun {
         if self.boot {
             return write!(f, ", boot memory");
         }
-        let place = if self.memmap_on_memory { "on memory" } else { "elsewhere" };
-        let memmap = Counted(self.memmap_pages, "memmap page");
-        write!(f, ", {} MiB plugged, {memmap} {place}", mib(self.plugged))
+        if let Some(plugged) = self.plugged {
+            write!(f, ", {} MiB plugged", mib(plugged))?;
+        }
+        let Some(Memmap { pages, on_memory }) = self.memmap else { return Ok(()) };
+        let place = if on_memory { "on memory" } else { "elsewhere" };
+        write!(f, ", {} {place}", Counted(pages, "memmap page"))
     }
 }

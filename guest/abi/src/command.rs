@@ -19,7 +19,9 @@ mod expect;
 mod fails;
 mod fault;
 mod item;
+mod on_kernel;
 mod pmem;
+mod readd;
 mod resize;
 mod suffix;
 #[cfg(test)]
@@ -79,6 +81,8 @@ pub enum Command {
     Check,
     /// Let the guest list its memory blocks.
     Blocks,
+    /// Let the guest tell how much memory there is.
+    Meminfo,
     /// Let the guest take memory blocks offline, remove them at once, and add them back.
     Readd {
         /// All of them.
@@ -174,6 +178,7 @@ impl fmt::Display for Command {
             Self::Stats => f.write_str("stats"),
             Self::Check => f.write_str("check"),
             Self::Blocks => f.write_str("blocks"),
+            Self::Meminfo => f.write_str("meminfo"),
             Self::Readd { size, addr } => write!(f, "readd {size} at {}", Size(*addr)),
             Self::Pmem(pmem) => pmem.fmt(f),
             Self::Rebind { device } => write!(f, "rebind {device}"),

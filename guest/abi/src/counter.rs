@@ -6,6 +6,8 @@
 //!
 //! Invariant: in one table each key is unique, and so is each word.
 
+use crate::Kernel;
+
 /// A counter of a `T`: of the guest, of a NUMA node or of a zone.
 #[derive(Debug)]
 pub struct Counter<T> {
@@ -16,6 +18,8 @@ pub struct Counter<T> {
     pub word: Option<&'static str>,
     /// Place in the text of the counters, if it is in there.
     pub label: Option<Label>,
+    /// Linux tells it too.
+    pub linux: bool,
     /// Reads it.
     pub read: fn(&T) -> u64,
 }
@@ -60,7 +64,7 @@ impl Group {
 impl<T> Counter<T> {
     /// A counter that only JSON shows, under `key`.
     pub(crate) const fn new(key: &'static str, read: fn(&T) -> u64) -> Self {
-        Self { key, word: None, label: None, read }
+        Self { key, word: None, label: None, linux: false, read }
     }
 
     /// Its name in scripts; its key if it has none.
@@ -72,6 +76,17 @@ impl<T> Counter<T> {
     /// Scripts know it as `word`.
     pub(crate) const fn word(self, word: &'static str) -> Self {
         Self { word: Some(word), ..self }
+    }
+
+    /// Linux tells it too.
+    pub(crate) const fn linux(self) -> Self {
+        Self { linux: true, ..self }
+    }
+
+    /// Whether `kernel` tells it. If not, its value means nothing.
+    #[must_use]
+    pub fn told_by(&self, kernel: Kernel) -> bool {
+        kernel == Kernel::Tidevm || self.linux
     }
 
     /// The text of the counters shows it: `one` behind a 1, otherwise `text`.

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Counted, Handle, Named, Size, either};
+use crate::{Counted, Handle, Named, Size, ZoneName, either};
 
 /// Why a [`Call`](crate::Call) was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,49 @@ pub enum Failure {
     WorkloadBusy,
     /// The guest drives no such device, or another call is about to bind it again.
     NoDriver,
+    /// The guest's kernel has no such thing.
+    Unsupported,
+    /// The kernel ended the workload's process, as Linux does when it finds no more memory.
+    Killed,
+    /// `check`: two files of the kernel say different things about the same memory.
+    Disagree(Disagreement),
+}
+
+/// Two numbers of the kernel that should be the same, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Disagreement {
+    /// Memory blocks of the zone Movable that are online in sysfs, and pages that are present there in zoneinfo.
+    Movable {
+        /// The node.
+        node: u8,
+        /// By `/sys/devices/system/memory`.
+        blocks: u64,
+        /// By `/proc/zoneinfo`.
+        present: u64,
+    },
+    /// More pages are present in zoneinfo than the memory blocks that are online in sysfs have.
+    Node {
+        /// The node.
+        node: u8,
+        /// By `/sys/devices/system/memory`.
+        blocks: u64,
+        /// By `/proc/zoneinfo`.
+        present: u64,
+    },
+    /// Free pages, managed, present and spanned ones of a zone do not follow each other in size.
+    Zone {
+        /// The node.
+        node: u8,
+        /// The zone.
+        zone: ZoneName,
+    },
+    /// `MemTotal` of meminfo, and the managed pages of all zones in zoneinfo.
+    Total {
+        /// By `/proc/meminfo`.
+        meminfo: u64,
+        /// By `/proc/zoneinfo`.
+        managed: u64,
+    },
 }
 
 /// Why nothing was done with a range of device memory.
@@ -141,6 +184,9 @@ impl fmt::Display for Named<'_, Failure> {
                 "a probe or a race is under way, and there is one at a time: try again when it has ended"
             }
             Failure::NoDriver => "the guest drives no such device, or it is being bound again",
+            Failure::Unsupported => "the guest's kernel has no such thing",
+            Failure::Killed => "the guest's kernel ended the workload, because it found no more memory",
+            Failure::Disagree(disagreement) => return disagreement.fmt(f),
             Failure::WorkloadBusy => {
                 "another call takes or frees pages of this workload: try again when it has ended"
             }
@@ -152,6 +198,32 @@ impl fmt::Display for Named<'_, Failure> {
                 ProbedWait::Churn => "`churn` was answered before the memory of all its jobs was free",
             },
         })
+    }
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Movable { node, blocks, present } => write!(
+                f,
+                "node {node}: the memory blocks that are online in zone Movable have {}, and zoneinfo says that \
+                 {present} are present",
+                Counted(*blocks, "page")
+            ),
+            Self::Node { node, blocks, present } => write!(
+                f,
+                "node {node}: the memory blocks that are online have {}, and zoneinfo says that {present} are present",
+                Counted(*blocks, "page")
+            ),
+            Self::Zone { node, zone } => {
+                write!(f, "node {node}, zone {zone}: not free <= managed <= present <= spanned in zoneinfo")
+            }
+            Self::Total { meminfo, managed } => write!(
+                f,
+                "meminfo says that there are {}, and zoneinfo that zones manage {managed}",
+                Counted(*meminfo, "page")
+            ),
+        }
     }
 }
 
@@ -193,8 +265,8 @@ impl fmt::Display for Named<'_, PmemFailure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, PmemFailure, ProbedWait};
-    use crate::{Name, Named};
+    use super::{Disagreement, Failure, PmemFailure, ProbedWait};
+    use crate::{Name, Named, ZoneName};
 
     #[test]
     fn a_failure_has_one_text() {
@@ -211,6 +283,15 @@ mod tests {
                 "blocked: 3 pages of the memory block at 4G cannot move",
             ),
             (Failure::Pmem(PmemFailure::NotMapped), "it is not mapped"),
+            (
+                Failure::Disagree(Disagreement::Movable { node: 1, blocks: 32768, present: 32767 }),
+                "node 1: the memory blocks that are online in zone Movable have 32768 pages, and zoneinfo says that \
+                 32767 are present",
+            ),
+            (
+                Failure::Disagree(Disagreement::Zone { node: 0, zone: ZoneName::Normal }),
+                "node 0, zone Normal: not free <= managed <= present <= spanned in zoneinfo",
+            ),
             (
                 Failure::NotAwaited(ProbedWait::PageCopy),
                 "a page counted as copied before another CPU had copied it",

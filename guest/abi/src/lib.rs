@@ -6,14 +6,15 @@
 //! | [`limits`] | ports, addresses and the most that there can be of something |
 //! | [`cmdline`] | keys of the guest's command line, and the words of their values |
 //! | [`record`] | calls and reports, and their bytes |
-//! | [`answer`], [`failure`], `blocks`, `pmem`, `pressure`, `resize`, `stats` | what records carry, and its text |
+//! | [`answer`], [`failure`], `blocks`, `meminfo`, `pmem`, `pressure`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
 //! | `counted` | numbers of things as text |
+//! | [`kernel`] | the kernels that scripts run on, and what each of them can do |
 //! | [`judge`] | the conversation of a judge and its guest on the serial line |
 //! | [`metric`], `counter` | the counters by their names in scripts, tables and JSON |
 //!
 //! The control channel is a virtio-console device (virtio 1.3, section 5.3) without the multiport
-//! feature: queue 0 carries [`Call`]s to the guest, queue 1 carries [`Report`]s to the VMM. One
+//! feature (a Linux guest gets its port 0 with that feature): queue 0 carries [`Call`]s to the guest, queue 1 carries [`Report`]s to the VMM. One
 //! buffer holds one record, so one message costs one exit. Text for people goes to the serial
 //! port instead.
 //!
@@ -34,7 +35,9 @@ mod counter;
 mod duration;
 pub mod failure;
 pub mod judge;
+pub mod kernel;
 pub mod limits;
+mod meminfo;
 pub mod metric;
 mod name;
 mod pmem;
@@ -46,17 +49,19 @@ mod stats;
 mod words;
 
 pub use answer::{Answer, BadWord};
-pub use blocks::{BLOCK_RUNS, BlockRun, BlockState};
+pub use blocks::{BLOCK_RUNS, BlockRun, BlockState, Memmap};
 pub use by_key::ByKey;
 pub use command::Command;
 pub use counted::{Counted, either};
 pub use counter::{Counter, Group, Label};
 pub use duration::{ShowDuration, parse_duration};
-pub use failure::{Failure, PmemFailure, ProbedWait};
+pub use failure::{Disagreement, Failure, PmemFailure, ProbedWait};
+pub use kernel::Kernel;
 pub use limits::{
     E820_PMEM, E820_PRAM, EXIT_PORT, ExitCode, MAX_CPUS, MAX_MEM_DEVICES, MAX_MEMORY_BLOCK_SIZE, MAX_NODES,
     MAX_PHYS_ADDR, MAX_PMEM, MAX_RACE_CYCLES, MEMORY_BLOCK_SIZE, NOTE_NAME, PAGE_SIZE, SERIAL_PORT,
 };
+pub use meminfo::Meminfo;
 pub use metric::Metric;
 pub use name::{Handle, Name, Named, SHELL_HANDLES};
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};

@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::counter::Counter;
+use crate::kernel::Kernel;
 use crate::limits::MAX_NODES;
 use crate::size::Size;
 use crate::stats::{NodeStats, Stats, ZoneName, ZoneStats};
@@ -166,6 +167,16 @@ impl GuestMetric {
         }
     }
 
+    /// Whether `kernel` tells this number.
+    #[must_use]
+    pub fn told_by(self, kernel: Kernel) -> bool {
+        match self {
+            Self::Whole(counter) => counter.told_by(kernel),
+            Self::Zone(_, counter) | Self::NodeZone(_, _, counter) => counter.told_by(kernel),
+            Self::Node(_, counter) => counter.told_by(kernel),
+        }
+    }
+
     /// The node that it is of, if it is one's.
     #[must_use]
     pub fn node(self) -> Option<NodeNumber> {
@@ -175,10 +186,11 @@ impl GuestMetric {
         }
     }
 
-    /// Its value in the guest's counters; `None` if the guest has no such node or zone.
+    /// Its value in the guest's counters; `None` if the guest has no such node or zone, or does not tell it.
     #[must_use]
     pub fn read(self, stats: &Stats) -> Option<u64> {
-        if self.node().is_some_and(|node| node.index() >= usize::from(stats.nr_nodes)) {
+        let absent = self.node().is_some_and(|node| node.index() >= usize::from(stats.nr_nodes));
+        if absent || !self.told_by(stats.kernel) {
             return None;
         }
         match self {

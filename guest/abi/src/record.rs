@@ -115,6 +115,8 @@ pub enum Op {
         /// The device, counted from 0 in the order in which the guest found those that it drives.
         device: u8,
     },
+    /// Tell how much memory there is: [`Answer::Meminfo`].
+    Meminfo,
     /// Tell how much memory is left, now and when it passes a level: [`Answer::Pressure`].
     Watch(Watch),
 }
@@ -190,6 +192,12 @@ pub enum Report {
     Resize(Resize),
     /// Memory has passed a level of [`Op::Watch`].
     Pressure(Pressure),
+    /// The version of the records that this guest speaks ([`RECORDS_VERSION`](crate::kernel::RECORDS_VERSION)). An agent
+    /// sends it before [`Report::Ready`]; tidevm's own guest says it in a note of its file.
+    Speaks {
+        /// The version.
+        version: u32,
+    },
 }
 
 /// A record that could not be encoded or decoded.

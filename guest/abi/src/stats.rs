@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counter::{Counter, Group};
 use crate::either;
+use crate::kernel::Kernel;
 use crate::limits::MAX_NODES;
 
 /// The zones, in the order of their addresses' permissions (Linux `enum zone_type`).
@@ -66,11 +67,11 @@ pub struct ZoneStats {
 impl ZoneStats {
     /// Its counters. Tables show them in columns that are headed by their keys.
     pub const COUNTERS: &[Counter<Self>] = &[
-        Counter::new("spanned", |zone: &Self| zone.spanned).word("spanned"),
-        Counter::new("present", |zone: &Self| zone.present).word("present"),
-        Counter::new("managed", |zone: &Self| zone.managed).word("managed"),
-        Counter::new("free", |zone: &Self| zone.free).word("free"),
-        Counter::new("pcp", |zone: &Self| zone.pcp),
+        Counter::new("spanned", |zone: &Self| zone.spanned).word("spanned").linux(),
+        Counter::new("present", |zone: &Self| zone.present).word("present").linux(),
+        Counter::new("managed", |zone: &Self| zone.managed).word("managed").linux(),
+        Counter::new("free", |zone: &Self| zone.free).word("free").linux(),
+        Counter::new("pcp", |zone: &Self| zone.pcp).linux(),
     ];
 
     /// A zone without pages.
@@ -108,6 +109,8 @@ impl Default for NodeStats {
 /// Counters of the whole guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
+    /// The kernel that tells them. Counters that it does not tell are 0 here, and are not shown.
+    pub kernel: Kernel,
     /// One entry per zone, in the order of [`ZoneName`]: the sums over all nodes.
     pub zones: [ZoneStats; NR_ZONES],
     /// Number of nodes that exist: they are the first of [`Stats::nodes`].
@@ -156,7 +159,7 @@ pub struct Stats {
     pub driver_overdue: u64,
     /// Virtio-mem devices that needed a reset and were reset, since boot.
     pub driver_resets: u64,
-    /// How long boot took.
+    /// How long boot took. Only tidevm's own guest tells it.
     pub boot: BootTimes,
 }
 
@@ -169,18 +172,17 @@ impl Stats {
         Counter::new("memmap_altmap_pages", |stats: &Self| stats.memmap_altmap_pages)
             .word("memmap.altmap_pages")
             .label(Group::Memmap, "in hot-added memory", "in hot-added memory"),
-        Counter::new("blocks_online", |stats: &Self| stats.blocks_online).word("blocks.online").label(
-            Group::Blocks,
-            "memory block online",
-            "memory blocks online",
-        ),
+        Counter::new("blocks_online", |stats: &Self| stats.blocks_online)
+            .word("blocks.online")
+            .linux()
+            .label(Group::Blocks, "memory block online", "memory blocks online"),
         Counter::new("deferred_pages", |stats: &Self| stats.deferred_pages).word("deferred"),
-        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated).word("migrated").label(
+        Counter::new("pages_migrated", |stats: &Self| stats.pages_migrated).word("migrated").linux().label(
             Group::Migration,
             "page migrated",
             "pages migrated",
         ),
-        Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed).label(
+        Counter::new("migrate_failed", |stats: &Self| stats.migrate_failed).linux().label(
             Group::Migration,
             "migration failed",
             "migrations failed",
@@ -220,6 +222,7 @@ impl Stats {
 impl Default for Stats {
     fn default() -> Self {
         Self {
+            kernel: Kernel::Tidevm,
             zones: ZoneName::ALL.map(ZoneStats::empty),
             nr_nodes: 1,
             nodes: [NodeStats::default(); MAX_NODES],
@@ -253,7 +256,7 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = None;
         for counter in Self::COUNTERS {
-            let Some(label) = counter.label else { continue };
+            let Some(label) = counter.label.filter(|_| counter.told_by(self.kernel)) else { continue };
             let group = label.group;
             if group == Group::DeviceMemory && self.device_spanned == 0 {
                 continue;

@@ -1,5 +1,6 @@
-//! The guest image: builds a kernel for `x86_64-unknown-none` and checks the result. The VMM's build script calls this crate
-//! for the guest kernel, and a test for the tiny kernel of `examples/`.
+//! The guest image: builds a kernel for `x86_64-unknown-none` and checks the result, and packs the agent for Linux guests
+//! (`agent`). The VMM's build script calls this crate for the guest kernel and the agent, and a test for the tiny kernel of
+//! `examples/`.
 //!
 //! A kernel runs in ring 0 without SSE, so the workspace's ordinary target and flags do not fit. A nested
 //! cargo builds it, with a target folder of its own. The compiler flags and wrappers of the caller are removed from
@@ -7,6 +8,7 @@
 //!
 //! Invariant: a path returned by [`build`] names an ELF file that [`check`] has passed.
 
+mod agent;
 mod check;
 mod toolchain;
 
@@ -14,6 +16,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use agent::{AGENT_SOURCES, build_agent};
 pub use check::{BannedInstruction, check};
 pub use toolchain::{Toolchain, find as find_toolchain};
 
@@ -40,8 +43,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The nested cargo failed; its own messages stand above this one.
-    #[error("building the guest kernel failed: `{0}`")]
-    Build(String),
+    #[error("building {what} failed: `{command}`")]
+    Build {
+        /// What was built.
+        what: &'static str,
+        /// The command line.
+        command: String,
+    },
     /// The image could not be read back.
     #[error("cannot read the guest image {path}: {reason}")]
     Unreadable {
@@ -95,6 +103,29 @@ pub const TINY: Kernel = Kernel { package: "tidevm-tiny-kernel", script: "exampl
 /// # Errors
 /// See [`Error`].
 pub fn build(kernel: Kernel, toolchain: &Toolchain, target_dir: &Path) -> Result<PathBuf, Error> {
+    let mut cargo = nested_cargo(kernel.package, "guest", TARGET, target_dir);
+    if let Toolchain::WithSources { rustc } = toolchain {
+        // A stable compiler builds `core` only when unstable features are allowed.
+        cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
+    }
+    let script = workspace_root().join(kernel.script);
+    let flags = [
+        "-Crelocation-model=static".to_owned(),
+        "-Clinker=ld".to_owned(),
+        "-Clinker-flavor=ld".to_owned(),
+        format!("-Clink-arg=-T{}", script.display()),
+        "-Clink-arg=--build-id=none".to_owned(),
+        "-Clink-arg=-zmax-page-size=4096".to_owned(),
+    ];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    run(kernel.package, cargo)?;
+    let path = target_dir.join(TARGET).join("guest").join(kernel.package);
+    let found = check(&path)?;
+    if found.is_empty() { Ok(path) } else { Err(Error::Banned { path, found }) }
+}
+
+/// A nested cargo that builds `package` with `profile` for `target` below `target_dir`.
+fn nested_cargo(package: &str, profile: &str, target: &str, target_dir: &Path) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root());
     // Removes the caller's compiler flags, wrappers and profiles, which are for the host.
@@ -116,29 +147,14 @@ pub fn build(kernel: Kernel, toolchain: &Toolchain, target_dir: &Path) -> Result
             cargo.env_remove(&*name);
         }
     }
-    cargo.args(["build", "--package", kernel.package, "--profile", "guest", "--locked", "--target", TARGET]);
+    cargo.args(["build", "--package", package, "--profile", profile, "--locked", "--target", target]);
     cargo.arg("--target-dir").arg(target_dir);
-    if let Toolchain::WithSources { rustc } = toolchain {
-        // A stable compiler builds `core` only when unstable features are allowed.
-        cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc");
-    }
-    let script = workspace_root().join(kernel.script);
-    let flags = [
-        "-Crelocation-model=static".to_owned(),
-        "-Clinker=ld".to_owned(),
-        "-Clinker-flavor=ld".to_owned(),
-        format!("-Clink-arg=-T{}", script.display()),
-        "-Clink-arg=--build-id=none".to_owned(),
-        "-Clink-arg=-zmax-page-size=4096".to_owned(),
-    ];
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    cargo
+}
 
+/// Runs a nested cargo that builds `what`.
+fn run(what: &'static str, mut cargo: Command) -> Result<(), Error> {
     let command = format!("{cargo:?}");
     let status = cargo.status().map_err(|source| Error::Cargo { command: command.clone(), source })?;
-    if !status.success() {
-        return Err(Error::Build(command));
-    }
-    let path = target_dir.join(TARGET).join("guest").join(kernel.package);
-    let found = check(&path)?;
-    if found.is_empty() { Ok(path) } else { Err(Error::Banned { path, found }) }
+    if status.success() { Ok(()) } else { Err(Error::Build { what, command }) }
 }

@@ -25,6 +25,7 @@ use self::workload::Workload;
 use crate::cpu::power;
 use crate::mailbox::Requester;
 use crate::mem::{MM, mappings, platform, stacks, stamps};
+use crate::procfs;
 use crate::virtio::mem::{faults, rebind};
 
 /// Most threads of one churn.
@@ -75,6 +76,7 @@ fn begin(op: Op, requester: Requester) -> Result<Option<Answer>, Failure> {
         Op::Readd { addr, size } => blocks::readd(requester, addr, size).map(job_answers),
         Op::Rebind { device } => rebind::ask(device, requester).map(job_answers),
         Op::Pmem(op) => pmem::carry_out(op, requester),
+        Op::Meminfo => Ok(Some(Answer::Meminfo(procfs::memory()))),
         Op::Watch(watch) => Ok(Some(Answer::Pressure(pressure::watch(watch)))),
         Op::PowerOff => power::off(),
     }

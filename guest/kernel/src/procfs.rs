@@ -12,16 +12,23 @@ use crate::agent::translate;
 use crate::console::println;
 use crate::mem::{MM, stamps};
 
-/// `/proc/meminfo`.
-pub fn meminfo() {
+/// The numbers of `/proc/meminfo`.
+pub fn memory() -> abi::Meminfo {
     let stats = MM.stats();
     let sum = |pages: fn(&ZoneStats) -> u64| stats.zones.iter().map(pages).sum::<u64>();
-    let free = sum(|zone| zone.all_free() + zone.pcp);
-    let available = MM.available_pages();
-    for (name, pages) in
-        [("MemTotal:", sum(|zone| zone.managed)), ("MemFree:", free), ("MemAvailable:", available)]
-    {
-        println!("{name:<16}{:8} kB", pages * (PAGE_SIZE / 1024));
+    let size = |pages| abi::Size(pages * PAGE_SIZE);
+    abi::Meminfo {
+        total: size(sum(|zone| zone.managed)),
+        free: size(sum(|zone| zone.all_free() + zone.pcp)),
+        available: size(MM.available_pages()),
+    }
+}
+
+/// `/proc/meminfo`.
+pub fn meminfo() {
+    let abi::Meminfo { total, free, available } = memory();
+    for (name, size) in [("MemTotal:", total), ("MemFree:", free), ("MemAvailable:", available)] {
+        println!("{name:<16}{:8} kB", size.0 / 1024);
     }
 }
 

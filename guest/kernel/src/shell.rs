@@ -45,7 +45,6 @@ struct OwnCommand {
 
 const OWN_COMMANDS: &[OwnCommand] = &[
     OwnCommand { word: "help", about: "list the commands", run: help },
-    OwnCommand { word: "meminfo", about: "memory, as in Linux's /proc/meminfo", run: procfs::meminfo },
     OwnCommand { word: "zoneinfo", about: "zones, as in Linux's /proc/zoneinfo", run: procfs::zoneinfo },
     OwnCommand { word: "reboot", about: "have the machine start again", run: || power::reset() },
     OwnCommand {
@@ -229,6 +228,10 @@ fn begin(command: Command) -> Result<Option<Call>, String> {
         }
         Command::Blocks => {
             list_blocks();
+            return Ok(None);
+        }
+        Command::Meminfo => {
+            procfs::meminfo();
             return Ok(None);
         }
         Command::Stats => {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tidevm_abi::kernel::RECORDS_VERSION;
 use tidevm_abi::{
     Answer, Call, Handle, MAX_RECORD, Named, Op, Pressure, Report, Resize, Size, decode, encode,
 };
@@ -39,6 +40,7 @@ struct Model {
     ready: Option<(u32, u32)>,
     report: Option<Resize>,
     pressure: Option<Pressure>,
+    foreign: Option<u32>,
     bad: u64,
     /// Calls that were made and not taken, with the answer.
     calls: BTreeMap<u32, Option<Answer>>,
@@ -78,6 +80,7 @@ pub fn check(data: &[u8]) {
                 initialise(&mut devices);
                 (sent, calls) = (0, Calls::default());
                 (model.ready, model.report, model.pressure) = (None, None, None);
+                model.foreign = None;
                 // The guest that would have answered is gone. An answer that came stays.
                 for (id, _) in model.calls.extract_if(.., |_, answer| answer.is_none()) {
                     assert_eq!(devices.take_answer(id), None, "call {id}");
@@ -94,6 +97,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(state.bad_records, model.bad, "bad records");
         assert_eq!(state.mem[0].report, model.report);
         assert_eq!(state.pressure, model.pressure);
+        assert_eq!(state.foreign_records, model.foreign);
         assert!(state.death.is_none() && !state.powered_off, "a record ends no guest");
         if let Some(report) = model.report {
             // Any generation, and any size.
@@ -159,7 +163,8 @@ impl Model {
         let again = encode(&report, &mut buffer).expect("what was decoded fits");
         assert_eq!(decode(again), Ok(report), "encoded again");
         match report {
-            Report::Ready { cpus, mem_devices } if self.ready.is_none() => {
+            Report::Speaks { version } => self.foreign = (version != RECORDS_VERSION).then_some(version),
+            Report::Ready { cpus, mem_devices } if self.ready.is_none() && self.foreign.is_none() => {
                 self.ready = Some((cpus, mem_devices));
             }
             Report::Done { id, answer } => {

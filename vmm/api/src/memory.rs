@@ -129,7 +129,7 @@ pub fn blocks(runs: &[BlockRun]) -> Value {
             "state": run.state.as_str(),
             "zone": run.zone.map(|zone| zone.to_string()),
             "node": run.node,
-            "plugged": run.plugged.0,
+            "plugged": run.plugged.map(|size| size.0),
         })
     };
     runs.iter().map(run).collect()

@@ -273,7 +273,7 @@ fn guest(page: &mut Page, stats: &Stats, age: Duration) {
         "Age of the guest's counters, which are asked for at each scrape and told at the next one.",
         age.as_secs_f64(),
     );
-    for counter in ZoneStats::COUNTERS {
+    for counter in ZoneStats::COUNTERS.iter().filter(|counter| counter.told_by(stats.kernel)) {
         let name = format!("tidevm_guest_zone_{}_bytes", counter.key);
         page.family(&name, GAUGE, &format!("Memory of a zone of the guest: {}.", counter.key));
         for zone in &stats.zones {
@@ -281,7 +281,7 @@ fn guest(page: &mut Page, stats: &Stats, age: Duration) {
             page.sample(&name, &[("zone", zone.name.as_str())], bytes);
         }
     }
-    for counter in Stats::COUNTERS {
+    for counter in Stats::COUNTERS.iter().filter(|counter| counter.told_by(stats.kernel)) {
         let rising = RISING.contains(&counter.key);
         let (kind, suffix) = if rising { (COUNTER, "_total") } else { (GAUGE, "") };
         let about = counter.label.map_or(counter.key.replace('_', " "), |label| label.text.to_owned());

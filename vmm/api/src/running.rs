@@ -114,7 +114,7 @@ impl Running {
     fn status(&mut self, query: &MemoryQuery, extra: &[(&str, Value)]) -> Response {
         self.refresh_held(Instant::now());
         let facts = Facts {
-            reports: self.vm.has_agent(),
+            reports: self.vm.reports(),
             slot_size_mib: self.draft.slot_size_mib(),
             held: self.held.as_ref().map(|(_, held)| held.as_slice()),
             requests: &self.vm.mem_requests(),
@@ -208,7 +208,7 @@ impl Running {
                 )),
             },
             ActionType::SendCtrlAltDel if !self.vm.has_agent() => {
-                Response::fault(&not_supported("only the built-in guest can be asked to power off"))
+                Response::fault(&not_supported("only a guest with an agent can be asked to power off"))
             }
             ActionType::SendCtrlAltDel => match self.vm.call(Op::PowerOff) {
                 Ok(_) => Response::done(),
@@ -232,7 +232,7 @@ impl Running {
 
     /// Whether the wait is over, and whether another target took its place.
     fn is_settled(&self, query: &MemoryQuery, goal: Option<(usize, u64)>) -> Option<bool> {
-        let (state, reports) = (self.vm.state(), self.vm.has_agent());
+        let (state, reports) = (self.vm.state(), self.vm.reports());
         if let Some((index, targets)) = goal {
             let mem = state.mem.get(index)?;
             return if mem.targets == targets {
@@ -364,7 +364,7 @@ impl Backend for Running {
 
     fn events(&mut self) -> Vec<String> {
         let state = self.vm.state();
-        let mut events = events(&self.told, &state, self.vm.has_agent());
+        let mut events = events(&self.told, &state, self.vm.reports());
         self.told = state;
         for event in &mut events {
             self.sequence += 1;

@@ -128,8 +128,9 @@ fn execute(action: Action) -> anyhow::Result<u8> {
         }
         Action::Experiment(options) => run_experiments(&options),
         Action::Judge(options) => Ok(judge::run(&options)?),
-        Action::Script(Scripts { action: ScriptAction::Check { file } }) => {
+        Action::Script(Scripts { action: ScriptAction::Check { file, guest } }) => {
             let script = read(&file, &Remembered::default())?;
+            script.fit_kernel(guest)?;
             let steps = Counted(script.steps(), "step");
             writeln!(io::stdout(), "{}: OK, {steps}", script.file).context(OutputClosed)?;
             Ok(0)

@@ -26,6 +26,8 @@ mod kernel;
 mod limits;
 #[path = "cli/lines.rs"]
 mod lines;
+#[path = "cli/linux.rs"]
+mod linux;
 #[path = "cli/live.rs"]
 mod live;
 #[path = "cli/metrics.rs"]
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         .chain(ci::HOSTED)
         .chain(ctl::HOSTED)
         .chain(json::HOSTED)
+        .chain(linux::HOSTED)
         .chain(report::HOSTED)
         .chain(snapshots::HOSTED)
         .chain(top::HOSTED)

@@ -92,8 +92,9 @@ pub struct Guest {
     /// Counters of the whole guest.
     #[serde(flatten, deserialize_with = "numbers")]
     pub counters: Counters,
-    /// The milestones of boot.
-    pub boot: Boot,
+    /// The milestones of boot, if the guest tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
 }
 
 /// Counters of a NUMA node.
@@ -145,12 +146,12 @@ pub struct Block {
     pub zone: Option<String>,
     /// Their NUMA node.
     pub node: u8,
-    /// Bytes of each that are plugged; 0 for boot memory.
-    pub plugged: u64,
-    /// Pages of the memmap of each.
-    pub memmap_pages: u64,
-    /// Whether the memmap of each lies on it.
-    pub memmap_on_memory: bool,
+    /// Bytes of each that are plugged; 0 for boot memory. Null if the guest does not tell it.
+    pub plugged: Option<u64>,
+    /// Pages of the memmap of each. Null if the guest does not tell it.
+    pub memmap_pages: Option<u64>,
+    /// Whether the memmap of each lies on it. Null if the guest does not tell it.
+    pub memmap_on_memory: Option<bool>,
 }
 
 /// The numbers among keys that no field has taken. A key of a later version may have another kind of value.

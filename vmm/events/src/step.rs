@@ -83,6 +83,15 @@ pub enum StepResult {
         /// Pages given back.
         pages: u64,
     },
+    /// To `meminfo`, in bytes.
+    Meminfo {
+        /// Memory that the allocator manages.
+        total: u64,
+        /// Memory that is free.
+        free: u64,
+        /// Memory that a new workload can have.
+        available: u64,
+    },
     /// To `race`.
     Raced {
         /// Cycles that were run.

@@ -15,6 +15,7 @@ use std::io::{self, Cursor};
 use std::path::PathBuf;
 
 mod acpi;
+mod agent;
 mod entry;
 mod image;
 mod linux;
@@ -101,6 +102,15 @@ pub enum BootError {
         "--kernel {0}: no PVH entry point (ELF note XEN_ELFNOTE_PHYS32_ENTRY); Linux has one with CONFIG_PVH=y"
     )]
     NoEntry(String),
+    /// The kernel is tidevm's own guest, which has an agent.
+    #[error("--agent: {0} is tidevm's own guest, which needs none; leave it out")]
+    OwnAgent(String),
+    /// The initrd cannot follow the agent.
+    #[error(
+        "--initrd {0}: neither a cpio archive (newc) nor a compressed one; with --agent the kernel unpacks it as its first \
+         file system, and cannot mount it as a disk"
+    )]
+    NoArchive(PathBuf),
     /// The kernel or the initrd does not fit into boot memory.
     #[error(
         "{what} needs memory up to {end:#x}, beyond the first {low} of boot memory: make --memory larger"
@@ -142,10 +152,18 @@ impl Files {
     /// # Errors
     /// A file cannot be read.
     pub fn open(config: &Config) -> Result<Self, BootError> {
-        Ok(Self {
-            kernel: Image::open(config.kernel.as_deref())?,
-            initrd: config.initrd.as_deref().map(|path| image::read("--initrd", path)).transpose()?,
-        })
+        let kernel = Image::open(config.kernel.as_deref())?;
+        let initrd = config.initrd.as_deref().map(|path| image::read("--initrd", path)).transpose()?;
+        if !config.agent {
+            return Ok(Self { kernel, initrd });
+        }
+        if kernel.is_own_guest() {
+            return Err(BootError::OwnAgent(kernel.name));
+        }
+        let Some(joined) = agent::in_front_of(initrd.as_deref()) else {
+            return Err(BootError::NoArchive(config.initrd.clone().unwrap_or_default()));
+        };
+        Ok(Self { kernel, initrd: Some(joined) })
     }
 }
 
@@ -235,7 +253,9 @@ fn cmdline(config: &Config, tsc_khz: u32, own_guest: bool) -> Result<Cmdline, Bo
                 .map_err(too_long)?;
         }
     }
-    if let Some(more) = config.cmdline.as_deref().filter(|more| !more.is_empty()) {
+    let more = config.cmdline.as_deref().unwrap_or_default();
+    let more = if config.agent { agent::command_line(more) } else { more.to_owned() };
+    if !more.is_empty() {
         line.insert_str(more).map_err(too_long)?;
     }
     Ok(line)

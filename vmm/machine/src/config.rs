@@ -78,6 +78,8 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// The kernel is Linux, and gets an agent in front of its initial RAM disk, which answers calls.
+    pub agent: bool,
     /// Appended to the kernel command line.
     pub cmdline: Option<String>,
     /// The guest's memory block, a power of two from 128 MiB to 2 GiB.
@@ -126,6 +128,7 @@ impl Default for Config {
             disks: Vec::new(),
             kernel: None,
             initrd: None,
+            agent: false,
             cmdline: None,
             memory_block: MEMORY_BLOCK,
             memmap_on_memory: true,

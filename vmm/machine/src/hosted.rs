@@ -87,7 +87,7 @@ impl Devices {
         let mut mem = Mem::new(0, config, Arc::clone(&memory), Arc::clone(&state), event()?, event()?)?;
         mem.serve_singly();
         let kicks = [event()?, event()?];
-        let control = Control::new(Arc::clone(&memory), Arc::clone(&state), event()?, kicks)?;
+        let control = Control::new(Arc::clone(&memory), Arc::clone(&state), event()?, kicks, false)?;
         let config = BalloonConfig { reporting: true, stats_interval: Some(Duration::from_secs(1)) };
         let (on_memory, on_state) = (Arc::clone(&memory), Arc::clone(&state));
         let mut balloon = Balloon::new(config, on_memory, on_state, event()?, event()?)?;

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Pressure, Report, Resize, ResizeState, Size};
+use tidevm_abi::kernel::RECORDS_VERSION;
+use tidevm_abi::{Answer, Pressure, Report};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::{self, Nap};
@@ -25,6 +26,7 @@ pub use balloon::{BalloonStats, BalloonStatus};
 pub use changes::Changes;
 use changes::raise;
 pub use disk::DiskStatus;
+pub use mem::MemStatus;
 pub use ready::Ready;
 pub use refusal::{HostFault, Refusal};
 pub use settled::{Obstacle, Settled};
@@ -34,6 +36,7 @@ mod answers;
 mod balloon;
 mod changes;
 mod disk;
+mod mem;
 mod ready;
 mod refusal;
 mod saved;
@@ -45,6 +48,9 @@ mod wait_error;
 pub struct State {
     /// The guest's message that it is up, if it has come since the last reset.
     pub ready: Option<Ready>,
+    /// The version of the records that the guest's agent speaks, if it is not that of this VMM. Such a guest does not become
+    /// ready.
+    pub foreign_records: Option<u32>,
     /// How often the guest was reset and started again. A reset is one change of the state: the guest is gone, the
     /// devices are as at the start, and the reset is counted.
     pub resets: u64,
@@ -77,77 +83,6 @@ pub struct State {
     pub stray_accesses: u64,
     /// Messages on the control channel that were no [`Report`], or a report that fits no call.
     pub bad_records: u64,
-}
-
-/// A virtio-mem device and its driver's last report.
-///
-/// Everything but `report` and `refused` is derived from the device itself, whenever it changes: see
-/// `virtio/mem.rs`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemStatus {
-    /// Guest-physical address of the region.
-    pub region: u64,
-    /// Size of the region.
-    pub region_size: Size,
-    /// Size of a device block.
-    pub block_size: Size,
-    /// How much the device asks the guest to plug.
-    pub requested: Size,
-    /// How many targets were set since the start. A target of the same size is one more.
-    pub targets: u64,
-    /// The device has not taken `requested` yet, because it is at work. No driver has read it then, and
-    /// `generation` is still that of an earlier target.
-    pub target_pending: bool,
-    /// The device's configuration generation when it took its target. Each target has its own, whether or not its
-    /// size is that of the target before.
-    pub generation: u32,
-    /// The configuration generation when the driver last read the target.
-    pub seen: Option<u32>,
-    /// How much of the region, from its start, the device lets the guest use.
-    pub usable: Size,
-    /// How much is plugged.
-    pub plugged: Size,
-    /// A driver runs the device (`DRIVER_OK`).
-    pub driver: bool,
-    /// The driver's last report.
-    pub report: Option<Resize>,
-    /// The last request that was not answered with ACK.
-    pub refused: Option<Refusal>,
-}
-
-impl MemStatus {
-    /// Why the driver stopped on its way to `target`; `None` while it is on its way. Unless the state is
-    /// [`ResizeState::Reached`], the driver goes on by itself when the reason goes away.
-    ///
-    /// A report about another target, or about another plugged size than the current one, is outdated and
-    /// does not count. An earlier target of the same size is another target.
-    #[must_use]
-    pub fn stopped(&self, target: Size) -> Option<ResizeState> {
-        let report = self.answer(target).filter(|report| report.plugged == self.plugged)?;
-        let there = self.plugged == target && self.requested == target;
-        (there || report.state != ResizeState::Reached).then_some(report.state)
-    }
-
-    /// The driver's last report, if the driver had read the current target and that is `target`. It may be about
-    /// an earlier plugged size.
-    #[must_use]
-    pub fn answer(&self, target: Size) -> Option<Resize> {
-        self.report.filter(|report| report.requested == target && self.is_current(report.generation))
-    }
-
-    /// Whether the driver has read the current target, `target`, and as much is plugged. Drivers that do not
-    /// report can be asked nothing else. A driver that reads the target is not at work for an earlier one.
-    #[must_use]
-    pub fn arrived(&self, target: Size) -> bool {
-        let seen = self.seen.is_some_and(|seen| self.is_current(seen));
-        seen && self.plugged == target && self.requested == target
-    }
-
-    /// Whether a driver that read the configuration in `generation` has read the current target. Generations wrap
-    /// around.
-    const fn is_current(&self, generation: u32) -> bool {
-        !self.target_pending && generation.wrapping_sub(self.generation) <= u32::MAX / 2
-    }
 }
 
 impl State {
@@ -289,7 +224,9 @@ impl SharedState {
             let now = inner.now();
             let StateAndAnswers { state, started, answers, .. } = inner;
             match report {
-                Report::Ready { cpus, mem_devices } if state.ready.is_none() => {
+                Report::Ready { cpus, mem_devices }
+                    if state.ready.is_none() && state.foreign_records.is_none() =>
+                {
                     state.ready = Some(Ready { cpus, mem_devices, after: now - *started });
                 }
                 Report::Done { id, answer } if matches!(answers.get(&id), Some(None)) => {
@@ -300,6 +237,9 @@ impl SharedState {
                         Some(mem) => mem.report = Some(resize),
                         None => state.bad_records += 1,
                     }
+                }
+                Report::Speaks { version } => {
+                    state.foreign_records = (version != RECORDS_VERSION).then_some(version);
                 }
                 Report::Pressure(pressure) => {
                     state.pressure = Some(pressure);
@@ -317,6 +257,7 @@ impl SharedState {
             inner.started = inner.now();
             let StateAndAnswers { state, answers, reset_request, .. } = inner;
             (state.ready, state.pressure, state.mem) = (None, None, mem());
+            state.foreign_records = None;
             state.balloon = state.balloon.map(BalloonStatus::restarted);
             state.disks.fill(DiskStatus::default());
             state.reset_request = *reset_request;

@@ -132,11 +132,14 @@ impl Region {
                 let start = self.address + row as u64 * self.row;
                 let part = to.min(start.saturating_add(self.row)).saturating_sub(from.max(start));
                 // Of each memory block the same share is plugged.
-                let share = u128::from(part) * u128::from(run.plugged.min(run.size)) / u128::from(run.size);
+                // A guest that does not tell it has it all, as far as is known.
+                let plugged_each = run.plugged.unwrap_or(run.size).min(run.size);
+                let share = u128::from(part) * u128::from(plugged_each) / u128::from(run.size);
                 plugged[row] = plugged[row].saturating_add(u64::try_from(share).unwrap_or(u64::MAX));
                 let cell = &mut cells[row];
                 cell.state = cell.state.with(state(run));
-                cell.memmap |= run.memmap_on_memory && run.memmap_pages > 0;
+                cell.memmap |=
+                    run.memmap_on_memory == Some(true) && run.memmap_pages.is_some_and(|pages| pages > 0);
             }
         }
         for (cell, plugged) in cells.iter_mut().zip(plugged) {

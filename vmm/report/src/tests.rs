@@ -43,9 +43,9 @@ fn run(address: u64, count: u64, plugged: u64) -> Block {
         size: 128 * MIB,
         state: "online".to_owned(),
         zone: Some("Movable".to_owned()),
-        plugged,
-        memmap_pages: 512,
-        memmap_on_memory: true,
+        plugged: Some(plugged),
+        memmap_pages: Some(512),
+        memmap_on_memory: Some(true),
         ..Block::default()
     }
 }
@@ -289,7 +289,7 @@ fn a_map_has_the_state_of_each_memory_block() {
     let offline = Block {
         state: "offline".to_owned(),
         zone: None,
-        memmap_on_memory: false,
+        memmap_on_memory: Some(false),
         ..run(BASE + 640 * MIB, 1, 32 * MIB)
     };
     let kernel = Block { zone: Some("Normal".to_owned()), ..run(BASE + 512 * MIB, 1, 128 * MIB) };
@@ -416,7 +416,7 @@ fn absurd_numbers_give_a_page() {
             absurd.devices.extend(vec![absurd.devices[0]; 20]);
             let blocks = absurd.blocks.as_mut().expect("blocks");
             for count in sizes {
-                blocks.runs.push(Block { size, count, plugged: count, ..run(size, count, size) });
+                blocks.runs.push(Block { size, count, plugged: Some(count), ..run(size, count, size) });
             }
             let mut first = ready(time);
             if let Event::Ready(ready) = &mut first.event {

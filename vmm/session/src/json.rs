@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BlockRun, BootTimes, Counter, NodeStats, Stats, ZoneStats};
+use tidevm_abi::{Answer, BlockRun, BootTimes, Counter, Kernel, NodeStats, Stats, ZoneStats};
 use tidevm_events::{
     Answers, Block, Blocks, Boot, Counters, Device, End, Event, Exits, Guest, Line, Node, Outcome, Ready,
     Requests, Sampled, Step, StepResult, Vcpu, VcpuDetails,
@@ -113,6 +113,11 @@ fn result(answer: Answer) -> Option<StepResult> {
             cpus: mapped.cpus,
         },
         Answer::PmemUnmapped { pages } => StepResult::PmemUnmapped { pages },
+        Answer::Meminfo(meminfo) => StepResult::Meminfo {
+            total: meminfo.total.0,
+            free: meminfo.free.0,
+            available: meminfo.available.0,
+        },
         _ => return None,
     })
 }
@@ -217,33 +222,35 @@ fn block(run: &BlockRun) -> Block {
         state: run.state.as_str().to_owned(),
         zone: run.zone.map(|zone| zone.to_string()),
         node: run.node,
-        plugged: run.plugged.0,
-        memmap_pages: run.memmap_pages,
-        memmap_on_memory: run.memmap_on_memory,
+        plugged: run.plugged.map(|size| size.0),
+        memmap_pages: run.memmap.map(|memmap| memmap.pages),
+        memmap_on_memory: run.memmap.map(|memmap| memmap.on_memory),
     }
 }
 
 fn guest(stats: &Stats) -> Guest {
+    let kernel = stats.kernel;
     Guest {
-        zones: stats.zones.iter().map(zone).collect(),
-        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(node).collect(),
-        counters: counters(Stats::COUNTERS, stats),
-        boot: boot(stats.boot),
+        zones: stats.zones.iter().map(|stats| zone(stats, kernel)).collect(),
+        nodes: stats.nodes.iter().take(stats.nr_nodes.into()).map(|stats| node(stats, kernel)).collect(),
+        counters: counters(Stats::COUNTERS, stats, kernel),
+        boot: (kernel == Kernel::Tidevm).then(|| boot(stats.boot)),
     }
 }
 
-fn node(node: &NodeStats) -> Node {
-    let zones = node.zones.iter().map(zone).collect();
-    Node { zones, counters: counters(NodeStats::COUNTERS, node) }
+fn node(node: &NodeStats, kernel: Kernel) -> Node {
+    let zones = node.zones.iter().map(|stats| zone(stats, kernel)).collect();
+    Node { zones, counters: counters(NodeStats::COUNTERS, node, kernel) }
 }
 
-fn zone(zone: &ZoneStats) -> (String, Counters) {
-    (zone.name.as_str().to_owned(), counters(ZoneStats::COUNTERS, zone))
+fn zone(zone: &ZoneStats, kernel: Kernel) -> (String, Counters) {
+    (zone.name.as_str().to_owned(), counters(ZoneStats::COUNTERS, zone, kernel))
 }
 
-/// The counters that a table of the ABI lists, by their keys.
-fn counters<T>(table: &[Counter<T>], stats: &T) -> Counters {
-    table.iter().map(|counter| (counter.key.to_owned(), (counter.read)(stats))).collect()
+/// The counters that a table of the ABI lists and `kernel` tells, by their keys.
+fn counters<T>(table: &[Counter<T>], stats: &T, kernel: Kernel) -> Counters {
+    let told = table.iter().filter(|counter| counter.told_by(kernel));
+    told.map(|counter| (counter.key.to_owned(), (counter.read)(stats))).collect()
 }
 
 fn boot(times: BootTimes) -> Boot {

@@ -13,13 +13,12 @@ mod tests;
 use std::fmt;
 
 use tidevm_abi::command::{Command, ConsoleText, ExpectConsole, Item};
-use tidevm_abi::{Counted, SyntaxError, Word, Words, either};
+use tidevm_abi::{Counted, Kernel, SyntaxError, Word, Words, either};
 use tidevm_machine::Config;
 
 use crate::pattern;
 use crate::remembered::Remembered;
 
-use fit::misfits;
 pub use live::LiveScript;
 pub(crate) use names::Workloads;
 
@@ -138,13 +137,23 @@ impl Script {
         if errors.is_empty() { Ok(script) } else { Err(script.errors(errors)) }
     }
 
-    /// Checks that the device and the node of every step exist and that every target is a multiple of its device block size.
+    /// Checks that the kernel can carry out every step, that the device and the node of every step exist and that every target is
+    /// a multiple of its device block size.
     /// A target beyond the region is no error here: the device refuses it and the session goes on.
     ///
     /// # Errors
     /// All steps that do not fit.
     pub fn fit(&self, config: &Config) -> Result<(), ScriptErrors> {
-        let errors = misfits(&self.body, config);
+        let errors = fit::misfits(&self.body, config);
+        if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
+    }
+
+    /// Checks that `kernel` can carry out every step, and tells every number that a step looks at.
+    ///
+    /// # Errors
+    /// All steps that it cannot.
+    pub fn fit_kernel(&self, kernel: Kernel) -> Result<(), ScriptErrors> {
+        let errors = fit::refused(&self.body, kernel);
         if errors.is_empty() { Ok(()) } else { Err(self.errors(errors)) }
     }
 

@@ -28,9 +28,10 @@
 //!
 //! When a wait for the guest reaches its deadline, the observer is told what every vCPU does.
 //!
-//! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]). Then there is no first report
-//! to wait for, a resize is done when the device has reached the target, steps that need the agent fail, and
-//! at the end the VM is stopped without a request to the guest.
+//! A kernel other than tidevm's own has no agent ([`VmControl::has_agent`]), unless it is Linux and the VMM gave it one. Then
+//! there is no first report to wait for, steps that need the agent fail, and at the end the VM is stopped without a request
+//! to the guest. Drivers of such kernels do not report ([`VmControl::reports`]), with or without an agent: a resize is done
+//! when the device has reached the target.
 //!
 //! Invariants: the session knows a VM only as a [`VmControl`], and shows nothing itself. Each step is told to
 //! the [`Observer`] once, and the VM is stopped once, or saved.
@@ -287,9 +288,16 @@ impl<'s, V: VmControl, O: Observer> Session<'s, V, O> {
             Command::Stats => Ok(None),
             Command::Check => match self.ask(Op::Check, ANSWER_DEADLINE)? {
                 answer @ Answer::Checked { .. } => Ok(Some(answer.to_string())),
+                Answer::Failed(failure @ Failure::Disagree(_)) => {
+                    Err(StepError::refused(failure).into_fatal())
+                }
                 other => Err(unfit(other)),
             },
             Command::Blocks => self.blocks(),
+            Command::Meminfo => match self.ask(Op::Meminfo, ANSWER_DEADLINE)? {
+                answer @ Answer::Meminfo(_) => Ok(Some(answer.to_string())),
+                other => Err(unfit(other)),
+            },
             Command::Readd { size, addr } => self.readd(*size, *addr),
             Command::Rebind { device } => self.rebind(*device),
             Command::Pmem(pmem) => self.pmem(pmem),

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use tidevm_abi::{Command, Counted, NodeStats, Size, Stats, ZoneName, ZoneStats, either};
+use tidevm_abi::{Command, Counted, Kernel, NodeStats, Size, Stats, ZoneName, ZoneStats, either};
 use tidevm_machine::VcpuReport;
 
 use crate::session::{Booted, Ended, Observer, Sample, StepRun, Summary};
@@ -277,7 +277,9 @@ impl Cell {
                 // Saturating: a guest may report any number.
                 kernel.map(|zone| zone.free).fold(0, u64::saturating_add)
             }),
-            Cell::MemmapInBoot => guest.map(|stats| stats.memmap_boot_pages),
+            Cell::MemmapInBoot => {
+                guest.filter(|stats| stats.kernel == Kernel::Tidevm).map(|stats| stats.memmap_boot_pages)
+            }
             Cell::Migrated => guest.map(|stats| stats.pages_migrated),
         };
         number.map_or_else(|| "-".to_owned(), |number: u64| number.to_string())

@@ -42,7 +42,7 @@ impl Target for VmHandle {
     }
 
     fn reports(&self) -> bool {
-        self.has_agent()
+        VmHandle::reports(self)
     }
 
     fn watch(&self, watch: Watch) -> Option<u32> {

@@ -4,10 +4,10 @@
 
 use super::fault;
 use super::item::{BOOT, STEP};
+use super::readd;
 use super::resize;
 use super::suffix;
 use super::{Churn, Command, Corrupt, Expect, ExpectConsole, Fails, Hog, Pmem, Race, Target};
-use crate::Size;
 use crate::words::{SyntaxError, Words};
 
 /// A word that begins a command.
@@ -153,12 +153,20 @@ pub const VERBS: &[Verb] = &[
         parse: |_| Ok(Command::Blocks),
     },
     Verb {
+        word: "meminfo",
+        usage: "meminfo",
+        about: "memory of the guest: total, free and available, as in /proc/meminfo",
+        example: "meminfo",
+        executor: Executor::Guest,
+        parse: |_| Ok(Command::Meminfo),
+    },
+    Verb {
         word: "readd",
         usage: "readd SIZE at ADDRESS",
         about: "offline and remove memory blocks, and add them back",
         example: "readd 1G at 4G",
         executor: Executor::Guest,
-        parse: readd,
+        parse: readd::parse,
     },
     Verb {
         word: "rebind",
@@ -243,11 +251,4 @@ fn wait(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
         return suffix::within(words).map(|within| Command::WaitBoot { within });
     }
     words.name().map(Command::Wait)
-}
-
-fn readd(words: &mut Words<'_>) -> Result<Command, SyntaxError> {
-    let size = words.size("a size above 0 such as 1G", |size| size.0 > 0)?;
-    words.keyword("at")?;
-    let Size(addr) = words.size("an address such as 4G", |_| true)?;
-    Ok(Command::Readd { size, addr })
 }

@@ -2,8 +2,8 @@
 
 use crate::stats::tests::filled;
 use crate::{
-    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Owner, Pmem, PmemUse, Pressure,
-    Report, Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
+    Answer, BLOCK_RUNS, BadRecord, BlockRun, BlockState, Call, MAX_RECORD, Memmap, Owner, Pmem, PmemUse,
+    Pressure, Report, Resize, ResizeState, Size, UnmovablePage, ZoneName, decode, encode,
 };
 
 #[test]
@@ -25,9 +25,8 @@ fn largest_record_fits() {
         state: BlockState::Deferred,
         zone: Some(ZoneName::Movable),
         node: u8::MAX,
-        plugged: Size(u64::MAX),
-        memmap_pages: u64::MAX,
-        memmap_on_memory: true,
+        plugged: Some(Size(u64::MAX)),
+        memmap: Some(Memmap { pages: u64::MAX, on_memory: true }),
     });
     let answer = Answer::Blocks { runs: [run; BLOCK_RUNS], next: Some(u64::MAX) };
     let blocks = Report::Done { id: u32::MAX, answer };

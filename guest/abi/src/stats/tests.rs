@@ -1,7 +1,7 @@
 //! The tables of counters: each counter reads the field that its key names.
 
 use super::{BootTimes, NodeStats, Stats, ZoneName, ZoneStats};
-use crate::Counter;
+use crate::{Counter, Kernel};
 
 /// A record whose numbers come from `number`, in the order of the fields.
 pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
@@ -16,6 +16,7 @@ pub(crate) fn filled(mut number: impl FnMut() -> u64) -> Stats {
     let (zones, of_node) = (ZoneName::ALL.map(&mut zone), ZoneName::ALL.map(&mut zone));
     let node = NodeStats { zones: of_node, init_local: number(), init_remote: number() };
     Stats {
+        kernel: Kernel::Tidevm,
         zones,
         nr_nodes: u8::MAX,
         nodes: [node; crate::MAX_NODES],
@@ -98,4 +99,21 @@ fn counters_are_one_line_and_device_memory_another() {
     let stats = Stats { device_spanned: 7, device_pages: 8, device_refs: 9, ..stats };
     let device = "device memory: 7 pages spanned, 8 to use, 9 references";
     assert_eq!(stats.to_string(), format!("{line}\n{device}"));
+}
+
+#[test]
+fn a_counter_that_linux_does_not_tell_is_shown_nowhere() {
+    let stats = Stats { kernel: Kernel::Linux, blocks_online: 3, pages_migrated: 4, ..distinct() };
+    let migrations = stats.migrate_failed;
+    let line = format!("3 memory blocks online; 4 pages migrated, {migrations} migrations failed");
+    assert_eq!(stats.to_string(), line);
+    let metric = |name: &str| match crate::Metric::new(name) {
+        Some(crate::Metric::Guest(metric)) => metric.read(&stats),
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!((metric("blocks.online"), metric("migrated")), (Some(3), Some(4)));
+    assert_eq!(metric("zone.Movable.free"), Some(stats.zones[2].free));
+    for untold in ["pcp.drains", "memmap.boot_pages", "node.0.init.local"] {
+        assert_eq!(metric(untold), None, "{untold}");
+    }
 }

@@ -54,6 +54,7 @@ pub fn stats(stats: &mm::Stats, boot: abi::BootTimes) -> abi::Stats {
         }
     };
     abi::Stats {
+        kernel: abi::Kernel::Tidevm,
         zones: stats.zones.map(zone_stats),
         nr_nodes: stats.nr_nodes as u8,
         nodes: core::array::from_fn(node),
@@ -107,9 +108,8 @@ pub fn block_run(block: &MemoryBlockStats) -> abi::BlockRun {
         },
         zone: block.zone.map(|zone| zone_name(zone.zone_type())),
         node: block.node.get(),
-        plugged: Size(u64::from(block.plugged) * PAGE_SIZE),
-        memmap_pages: block.memmap.into(),
-        memmap_on_memory: block.memmap_on_memory,
+        plugged: Some(Size(u64::from(block.plugged) * PAGE_SIZE)),
+        memmap: Some(abi::Memmap { pages: block.memmap.into(), on_memory: block.memmap_on_memory }),
     }
 }
 

@@ -39,8 +39,10 @@ fn show(report: Report) {
                 reason => println!(", stopped: {}", Named::new(&reason, &names::name_of)),
             }
         }
-        Report::Done { .. } | Report::Pressure(_) => {
-            unreachable!("only a VMM on the control channel makes such calls")
+        Report::Done { .. } | Report::Pressure(_) | Report::Speaks { .. } => {
+            unreachable!(
+                "only a VMM on the control channel makes such calls, and only an agent in Linux says its version"
+            )
         }
     }
 }

@@ -44,7 +44,7 @@ impl Running {
         let text = prometheus::text(&Facts {
             version: self.identity.version,
             state: &self.vm.state(),
-            reports: self.vm.has_agent(),
+            reports: self.vm.reports(),
             exits: &self.vm.exits(),
             held: self.held.as_ref().map(|(_, held)| held.as_slice()),
             requests: &self.vm.mem_requests(),

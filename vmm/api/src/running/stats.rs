@@ -17,7 +17,7 @@ impl Running {
     pub(super) fn get_stats(&mut self, now: Instant) -> Reply {
         let fault = |text: &str| Reply::Now(Response::fault(text));
         if !self.vm.has_agent() {
-            return fault(&not_supported("only the built-in guest tells its counters"));
+            return fault(&not_supported("only a guest with an agent tells its counters"));
         }
         if !self.vm.takes_calls() {
             return fault("Internal VMM error: the guest is not running, and cannot tell its counters");

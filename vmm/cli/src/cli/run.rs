@@ -49,6 +49,9 @@ pub struct Run {
     /// The kernel's initial RAM disk
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
+    /// Put an agent in front of the initial RAM disk of a Linux kernel, so that its guest carries out steps of scripts
+    #[arg(long)]
+    agent: bool,
     /// Appended to the kernel's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     cmdline: Option<String>,
@@ -194,6 +197,7 @@ impl Run {
             disks: given(&self.disk, base.disks),
             kernel: self.kernel.clone().or(base.kernel),
             initrd: self.initrd.clone().or(base.initrd),
+            agent: self.agent || base.agent,
             cmdline: self.cmdline.clone().or(base.cmdline),
             memory_block: self.memory_block.unwrap_or(base.memory_block),
             memmap_on_memory: is_on(self.memmap_on_memory, base.memmap_on_memory),
@@ -257,6 +261,7 @@ mod tests {
             ],
             kernel: Some("k".into()),
             initrd: Some("i".into()),
+            agent: true,
             cmdline: Some("-a=b".to_owned()),
             memory_block: Size::gib(1),
             memmap_on_memory: false,
@@ -276,7 +281,7 @@ mod tests {
         let options = "--cpus 2 --memory 512M --numa cpus=2,memory=512M --numa memory=0 \
                        --hotplug size=8G --hotplug requested=128M,size=1GiB,block=4M,node=1,extent=4G,offset=64M \
                        --pmem size=1G --pmem size=128M --balloon reporting,stats=2s \
-                       --disk /d.img --disk seed,1,ro --kernel k --initrd i --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
+                       --disk /d.img --disk seed,1,ro --kernel k --initrd i --agent --cmdline -a=b --init eager --memory-block 1G --memmap-on-memory off --pcp-disable off \
                        --console file:a:b --no-reboot --seccomp log --jail /j --uid 7 --gid 8 --script - --json \
                        --junit j --tap t --artifacts d --timeout 5m --allow-warnings";
         assert_eq!(config(options), Ok(expected));

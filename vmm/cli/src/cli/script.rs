@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use tidevm_abi::command::{REPETITION, VERBS};
+use tidevm_abi::kernel::KERNELS;
+use tidevm_abi::{Kernel, value_of};
 
 /// `tidevm script`.
 #[derive(Debug, Args)]
@@ -21,7 +23,14 @@ pub enum ScriptAction {
     Check {
         /// The script, - for standard input
         file: PathBuf,
+        /// Report steps too that this guest cannot carry out
+        #[arg(long, value_name = "tidevm|linux", value_parser = guest, default_value = "tidevm")]
+        guest: Kernel,
     },
+}
+
+fn guest(text: &str) -> Result<Kernel, String> {
+    value_of(KERNELS, text).ok_or_else(|| "the guests are: tidevm, linux".to_owned())
 }
 
 /// Each command of a script, and an example of it.

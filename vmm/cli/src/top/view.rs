@@ -209,7 +209,8 @@ fn run(block: &Value) -> Run {
         size: number("size"),
         state: text(&block["state"]),
         zone: text(&block["zone"]),
-        plugged: number("plugged"),
+        // A guest that does not tell it has it all, as far as is known.
+        plugged: block["plugged"].as_u64().unwrap_or(number("size")),
     }
 }
 

@@ -248,7 +248,7 @@ fn a_machine_that_does_not_start_can_be_mended() {
         "PUT",
         "/actions",
         r#"{"action_type": "SendCtrlAltDel"}"#,
-        "The requested operation is not supported: only the built-in guest can be asked to power off",
+        "The requested operation is not supported: only a guest with an agent can be asked to power off",
     );
     let none = "Internal VMM error: Failed perform action on device: Device not found";
     api.fault("GET", "/hotplug/memory", "", none);

@@ -163,6 +163,9 @@ pub enum ConfigError {
         "--initrd: the built-in guest has no use for an initial RAM disk; leave it out, or give --kernel too"
     )]
     Initrd,
+    /// The embedded guest needs no agent.
+    #[error("--agent: the built-in guest has its own; leave it out, or give --kernel too")]
+    Agent,
     /// The command line has a word of the embedded guest that the embedded guest does not know.
     #[error(
         "--cmdline: `{word}` is no word of the built-in guest, whose own are {}=VALUE",

@@ -29,6 +29,9 @@ impl Config {
         if self.initrd.is_some() {
             return Err(ConfigError::Initrd);
         }
+        if self.agent {
+            return Err(ConfigError::Agent);
+        }
         match unknown_word(text) {
             Some(word) => Err(ConfigError::CmdlineWord { word: word.chars().take(MAX_SHOWN).collect() }),
             None => Ok(()),

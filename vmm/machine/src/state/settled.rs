@@ -38,7 +38,7 @@ impl MemStatus {
     /// Whether the guest has settled for `target`; `None` while it is on its way. In [`ResizeState::HostBusy`] and
     /// [`ResizeState::DeviceError`] it has not: it goes on by itself. With `patient`, obstacles are waited out. What the guest
     /// said about earlier targets does not count, even if they were of the same size. `reports`: see
-    /// [`crate::VmHandle::has_agent`]; a guest that does not report has settled when it is at the target.
+    /// [`crate::VmHandle::reports`]; a guest that does not report has settled when it is at the target.
     #[must_use]
     pub fn settled(&self, target: Size, reports: bool, patient: bool) -> Option<Settled> {
         if !reports {

@@ -28,7 +28,7 @@ use crate::virtio::mmio::QUEUE_NOTIFY;
 #[derive(Debug)]
 pub(super) struct Devices {
     pub(super) control: Arc<Mutex<Control>>,
-    /// Written when the control channel's queue with the same index has new buffers.
+    /// Written when the control channel's queue with the same index has new buffers, or the one that is two behind it.
     pub(super) control_kicks: [EventFd; 2],
     /// One entry per hotplug region.
     pub(super) mem: Vec<MemDevice>,
@@ -111,7 +111,8 @@ impl Devices {
         let mut interrupts = vec![event()?];
         let control_kicks = [event()?, event()?];
         let kicks = [share(&control_kicks[0])?, share(&control_kicks[1])?];
-        let control = Control::new(Arc::clone(memory), Arc::clone(state), share(&interrupts[0])?, kicks)
+        let interrupt = share(&interrupts[0])?;
+        let control = Control::new(Arc::clone(memory), Arc::clone(state), interrupt, kicks, config.agent)
             .map_err(host("make the control channel"))?;
 
         let mut mem = Vec::new();
@@ -208,7 +209,9 @@ impl Devices {
 
     /// Has KVM turn writes to the notify registers into events, without an exit to a vCPU thread.
     pub(super) fn register_kicks(&self, vm: &VmFd) -> Result<(), StartError> {
-        let control = self.control_kicks.iter().enumerate().map(|(queue, kick)| (0, queue, kick));
+        let queues = lock(&self.control).queues();
+        let control = self.control_kicks.iter().cycle().take(queues).enumerate();
+        let control = control.map(|(queue, kick)| (0, queue, kick));
         let mem = self.mem.iter().enumerate().map(|(index, mem)| (index + 1, 0, &mem.kick));
         let last = self.mem.len() + 1;
         let queues = |balloon| (0..QUEUES).map(move |queue| (last, queue, balloon));

@@ -287,9 +287,16 @@ impl VmHandle {
         Size(self.shared.config.pmem.iter().map(|size| size.0).sum())
     }
 
-    /// Whether the kernel is tidevm's own guest. Other kernels do not report and do not answer calls.
+    /// Whether the guest answers calls: tidevm's own, and Linux with [`Config::agent`].
     #[must_use]
     pub fn has_agent(&self) -> bool {
+        self.reports() || self.shared.config.agent
+    }
+
+    /// Whether the guest's virtio-mem drivers report, and its memory management tells when it is short. Only those of tidevm's
+    /// own guest do.
+    #[must_use]
+    pub fn reports(&self) -> bool {
         self.shared.kernel.is_own_guest()
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidevm_abi::{Answer, BlockRun, BlockState, PmemMapped, Size, Stats, ZoneName};
+use tidevm_abi::{Answer, BlockRun, BlockState, Memmap, PmemMapped, Size, Stats, ZoneName};
 use tidevm_machine::{Activity, Death, DeathKind, LookResult, Ready, RequestCounts, VcpuReport, VcpuState};
 
 use super::{guest, lines as json_lines};
@@ -141,9 +141,8 @@ fn what_the_guest_lists_and_measures_is_typed() {
         state: BlockState::Online,
         zone: Some(ZoneName::Movable),
         node: 1,
-        plugged: Size(64 << 20),
-        memmap_pages: 512,
-        memmap_on_memory: true,
+        plugged: Some(Size(64 << 20)),
+        memmap: Some(Memmap { pages: 512, on_memory: true }),
     };
     let block = json!({"address": 4_u64 << 30, "count": 2, "size": 128 << 20, "boot": false, "state": "online",
                        "zone": "Movable", "node": 1, "plugged": 64 << 20, "memmap_pages": 512,

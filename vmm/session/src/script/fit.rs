@@ -1,9 +1,10 @@
-//! Whether the steps of a script fit a machine: its devices, its nodes, its device memory, its vCPUs.
+//! Whether the steps of a script fit a machine and its kernel: its devices, its nodes, its device memory, its vCPUs.
 //!
-//! What only the guest can tell is no error here: its step fails.
+//! What only the guest can tell is no error here: its step fails. Nor is a target beyond a region: the device refuses it, and
+//! the session goes on.
 
 use tidevm_abi::command::{Command, Pmem, PmemHold, Target};
-use tidevm_abi::{Counted, Metric, Size};
+use tidevm_abi::{Counted, Kernel, Metric, Size};
 use tidevm_machine::Config;
 
 use super::{Errors, Statement, each_step};
@@ -16,7 +17,24 @@ pub(super) fn misfits(body: &[Statement], config: &Config) -> Errors {
             errors.push((step.line, step.column, message));
         }
     });
+    errors.extend(refused(body, kernel_of(config)));
     errors
+}
+
+/// The steps of `body` that `kernel` cannot carry out.
+pub(super) fn refused(body: &[Statement], kernel: Kernel) -> Errors {
+    let mut errors = Vec::new();
+    each_step(body, &mut |step| {
+        if let Some(message) = step.command.refused_by(kernel) {
+            errors.push((step.line, step.column, message));
+        }
+    });
+    errors
+}
+
+/// The kernel that carries out the steps. Of one without an agent nothing is known before it is asked.
+fn kernel_of(config: &Config) -> Kernel {
+    if config.agent { Kernel::Linux } else { Kernel::Tidevm }
 }
 
 fn misfit(command: &Command, config: &Config) -> Option<String> {

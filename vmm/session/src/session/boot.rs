@@ -1,18 +1,24 @@
 //! The boot of the guest, and `wait boot`.
 //!
-//! tidevm's own guest reports that it is up. Of another kernel the devices tell it: each has its driver.
+//! tidevm's own guest reports that it is up, and so does the agent in Linux. Of a kernel without an agent the devices tell it: each
+//! has its driver.
 
 use std::time::Duration;
 
 use tidevm_abi::Size;
+use tidevm_abi::kernel::RECORDS_VERSION;
 use tidevm_machine::{Ready, State, WaitError};
 
 use super::failure::{Done, SessionError, StepError, StepFailure};
 use super::{ANSWER_DEADLINE, Booted, Observer, Session, VmControl, deadline};
 
+/// What a Linux guest needs before its agent can report.
+const AGENT_NEEDS: &str = ", whose agent needs an initramfs (CONFIG_BLK_DEV_INITRD) and the driver virtio_console, built in or \
+                           loaded by the initrd";
+
 impl<V: VmControl, O: Observer> Session<'_, V, O> {
     pub(super) fn boot_deadline(&self) -> Duration {
-        deadline::boot(Size(self.vm.boot_memory()))
+        deadline::boot(Size(self.vm.boot_memory()), self.vm.reports())
     }
 
     pub(super) fn boot(&mut self, limit: Duration) -> Result<(), SessionError> {
@@ -29,8 +35,13 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
 
     pub(super) fn await_ready(&self, limit: Duration) -> Result<Ready, StepError> {
         let memory = Size(self.vm.boot_memory());
-        let what = format!("the first report of a guest with {memory} of boot memory");
-        Ok(self.wait(limit, &what, |state| state.ready)?)
+        let mut what = format!("the first report of a guest with {memory} of boot memory");
+        if !self.vm.reports() {
+            what.push_str(AGENT_NEEDS);
+        }
+        let ready = |state: &State| state.ready.map(Ok).or(state.foreign_records.map(Err));
+        self.wait(limit, &what, ready)?
+            .map_err(|version| StepError::Fatal(StepFailure::ForeignAgent { version, own: RECORDS_VERSION }))
     }
 
     /// Waits until the guest is up, also after a reset.

@@ -159,9 +159,20 @@ pub enum StepFailure {
     /// `wait` for a workload that does not end by itself.
     #[error("`{0}` does not end by itself")]
     Endless(Name),
-    /// Only tidevm's own guest has an agent that carries this out.
-    #[error("this needs tidevm's own guest: other kernels have no agent to carry it out")]
+    /// The guest has no agent that carries this out.
+    #[error("this needs an agent in the guest: tidevm's own guest has one, and Linux gets one by --agent")]
     NoAgent,
+    /// The guest's agent is that of another tidevm.
+    #[error(
+        "the guest's agent speaks version {version} of the records, and this tidevm version {own}: the initrd has an agent of \
+         another tidevm"
+    )]
+    ForeignAgent {
+        /// Its version.
+        version: u32,
+        /// The version of this tidevm.
+        own: u32,
+    },
     /// The guest does not read its calls.
     #[error(transparent)]
     CallsUnread(CallsUnread),
@@ -347,6 +358,8 @@ pub(super) fn unfit(answer: Answer) -> StepError {
             | Failure::NoSuchPage
             | Failure::ProbeUnderWay
             | Failure::WorkloadBusy
+            | Failure::Unsupported
+            | Failure::Killed
             | Failure::BadRecord),
         ) => StepFailure::Refused { failure, text: failure.to_string() },
         answer => StepFailure::WrongAnswer(Box::new(answer)),

@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidevm_abi::{
-    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, NR_ZONES, Op,
-    Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats, UnmovablePage, ZoneName,
-    ZoneStats,
+    Answer, BLOCK_RUNS, BadWord, BlockRun, BlockState, CorruptPart, Failure, Handle, HogKind, Meminfo,
+    Memmap, NR_ZONES, Op, Owner, Pmem, PmemFailure, PmemMapped, PmemOp, Resize, ResizeState, Stats,
+    UnmovablePage, ZoneName, ZoneStats,
 };
 use tidevm_machine::{
     Alarms, CallsUnread, Death, DeathKind, End, ExitCounts, Heard, LookResult, MemStatus, Ready,
@@ -42,6 +42,8 @@ pub(super) struct Nature {
     pub(super) mute: bool,
     /// It is a kernel without an agent: it reports nothing and answers no call.
     pub(super) foreign: bool,
+    /// It is Linux with an agent, which answers calls. Its driver reports nothing.
+    pub(super) linux: bool,
     /// It drives no device.
     pub(super) driverless: bool,
     /// Its machine was not made to be reset.
@@ -85,6 +87,7 @@ impl Default for Nature {
         Nature {
             mute: false,
             foreign: false,
+            linux: false,
             driverless: false,
             unresettable: false,
             loses: None,
@@ -110,6 +113,8 @@ impl Default for Nature {
 /// An event in simulated time.
 pub(super) enum Event {
     Ready,
+    /// The agent speaks records of this version, which is another one.
+    Speaks(u32),
     Answer(u32, Box<Answer>),
     /// A driver binds the device.
     Bind,
@@ -176,7 +181,7 @@ impl FakeVm {
             region: REGION_START,
             region_size: Size(REGION),
             block_size: Size(BLOCK),
-            driver: !nature.driverless && !nature.foreign,
+            driver: !nature.driverless && !nature.foreign && !nature.linux,
             ..MemStatus::default()
         };
         let start = Instant::now();
@@ -204,11 +209,10 @@ impl FakeVm {
             remembered: Vec::new(),
             snapshot: Rc::default(),
         };
-        if fake.nature.foreign {
-            if !fake.nature.driverless {
-                fake.after(Duration::from_secs(3), Event::Bind);
-            }
-        } else if !fake.nature.mute {
+        if (fake.nature.foreign || fake.nature.linux) && !fake.nature.driverless {
+            fake.after(Duration::from_secs(3), Event::Bind);
+        }
+        if !fake.nature.foreign && !fake.nature.mute {
             fake.after(Duration::from_millis(400), Event::Ready);
         }
         fake
@@ -274,6 +278,7 @@ impl FakeVm {
                 let ready = Ready { cpus: 2, mem_devices: 1, after: Duration::from_millis(400) };
                 self.state.borrow_mut().ready = Some(ready);
             }
+            Event::Speaks(version) => self.state.borrow_mut().foreign_records = Some(version),
             Event::Answer(id, answer) => match self.answers.borrow_mut().get_mut(&id) {
                 Some(open @ None) => *open = Some(Ok(*answer)),
                 _ => self.state.borrow_mut().bad_records += 1,
@@ -361,7 +366,7 @@ impl FakeVm {
         };
         let (region, plugged, generation) = (mem.region, mem.plugged, mem.generation);
         mem.seen = Some(generation);
-        if !self.nature.foreign {
+        if !self.nature.foreign && !self.nature.linux {
             mem.report = Some(Resize { region, plugged, requested: target, generation, state: outcome });
         }
     }
@@ -438,17 +443,16 @@ impl FakeVm {
             state: BlockState::Online,
             zone: Some(ZoneName::Dma32),
             node: 0,
-            plugged: Size(0),
-            memmap_pages: 0,
-            memmap_on_memory: false,
+            plugged: Some(Size(0)),
+            memmap: Some(Memmap { pages: 0, on_memory: false }),
         };
         let second = BlockRun {
             addr: REGION,
             boot: false,
             state: BlockState::Offline,
             zone: None,
-            plugged: Size(2 << 20),
-            memmap_pages: 512,
+            plugged: Some(Size(2 << 20)),
+            memmap: Some(Memmap { pages: 512, on_memory: false }),
             ..first
         };
         let mut runs = [None; BLOCK_RUNS];
@@ -539,6 +543,10 @@ impl VmControl for FakeVm {
         !self.nature.foreign
     }
 
+    fn reports(&self) -> bool {
+        !self.nature.foreign && !self.nature.linux
+    }
+
     fn state(&self) -> State {
         self.look();
         self.state.borrow().clone()
@@ -624,6 +632,10 @@ impl VmControl for FakeVm {
             }
             Op::Pmem(op) => (0, self.pmem(op)),
             Op::PowerOff => panic!("a session stops its machine instead"),
+            Op::Meminfo => {
+                let size = Size(BOOT_MEMORY);
+                (10, Answer::Meminfo(Meminfo { total: size, free: size, available: size }))
+            }
             Op::Watch(_) => panic!("a session does not size its machine"),
         };
         let answer = (self.nature.lies)(&op).unwrap_or(answer);

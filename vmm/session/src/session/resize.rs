@@ -59,10 +59,11 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
         }
     }
 
-    /// The device, once the guest drives it. A guest that is up has bound its drivers already, so that there
-    /// is nothing to wait for.
+    /// The device, once the guest drives it. A guest that reports has bound its drivers before it says that it is up, so that
+    /// there is nothing to wait for. In Linux a driver may be a module that comes later than the agent.
     fn await_driver(&self, device: usize, limit: Duration) -> Result<MemStatus, StepError> {
-        let limit = if self.vm.state().ready.is_some() { Duration::ZERO } else { limit };
+        let bound = self.vm.reports() && self.vm.state().ready.is_some();
+        let limit = if bound { Duration::ZERO } else { limit };
         let driven = |mem: &MemStatus| mem.driver.then(|| mem.clone());
         match self.wait(limit, "a driver", |state| driven(state.mem.get(device)?)) {
             Err(WaitError::Deadline { .. }) => Err(StepError::Failed(StepFailure::NoDriver(device))),
@@ -74,7 +75,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     /// earlier targets does not count, even if they were of the same size.
     fn await_settled(&self, resize: &Resize, target: Size, limit: Duration) -> Result<Waited, WaitError> {
         let patient = resize.within.is_some();
-        let reports = self.vm.has_agent();
+        let reports = self.vm.reports();
         // The failure tells what this wait saw last. A later look might find the guest at the target.
         let mut last = MemStatus::default();
         let settled = self.wait(limit, "the resize", |state| {
@@ -94,7 +95,7 @@ impl<V: VmControl, O: Observer> Session<'_, V, O> {
     /// Has the device stop where it is: that becomes its target. A guest that is at work on a request goes past it, and
     /// comes back.
     fn halt(&self, device: usize) -> Result<StepError, StepError> {
-        let (here, reports) = (self.mem(device)?.plugged, self.vm.has_agent());
+        let (here, reports) = (self.mem(device)?.plugged, self.vm.reports());
         if let Err(refusal) = self.vm.resize(device, here) {
             return Err(StepError::Failed(StepFailure::SizeRefused(refusal)));
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tidevm_abi::{Answer, BadWord, Failure, MAX_PHYS_ADDR, Op, PmemMapped, ProbedWait, Size};
+use tidevm_abi::{Answer, BadWord, Disagreement, Failure, MAX_PHYS_ADDR, Op, PmemMapped, ProbedWait, Size};
 
 use super::deadline::{self, Work};
 use super::fake::{BOOT_MEMORY, DEVICE_MEMORY, Event, FakeVm, Nature, REGION};
@@ -268,9 +268,44 @@ fn what_other_kernels_cannot_do_fails_and_says_why() {
     let script = "hog 1M movable as a\nverify a\nrelease a\nchurn 1 threads for 1s as c\nwait c\ncheck\n\
                   inject online\nexpect zone.Movable.free == 0\nplug 2M";
     let ran = session(Nature { foreign: true, ..Nature::default() }, script);
-    let needs_agent = |index: &usize| ran.reason(*index).starts_with("this needs tidevm's own guest");
+    let needs_agent = |index: &usize| ran.reason(*index).starts_with("this needs an agent in the guest");
     assert_eq!((0..8).filter(needs_agent).count(), 8);
     assert!(ran.steps[8].is_done(), "the session goes on");
+}
+
+/// Its driver comes after its agent, and reports nothing.
+#[test]
+fn linux_with_an_agent_is_asked_and_its_driver_is_waited_for() {
+    let nature = || Nature { linux: true, ..Nature::default() };
+    let ran = session(nature(), "plug 1G\nhog 1M movable as a\nverify a\nresize 0");
+    assert_eq!((ran.status(), ran.summary.boot), (0, Some(Duration::from_millis(400))));
+    // The driver binds 2.6 seconds after the agent's report, and needs one second per GiB.
+    assert_eq!(ran.steps[0].took, Duration::from_millis(3600));
+    assert!(ran.steps.iter().all(|step| step.sample.guest.is_some()), "the agent tells counters");
+    let ran = session(Nature { mute: true, ..nature() }, "check");
+    let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!("{:?}", ran.summary) };
+    assert!(reason.contains("CONFIG_BLK_DEV_INITRD") && reason.contains("virtio_console"), "{reason}");
+}
+
+#[test]
+fn an_agent_of_another_tidevm_is_told_by_its_version() {
+    let fake = FakeVm::new(Nature { linux: true, mute: true, ..Nature::default() });
+    fake.after(Duration::from_millis(100), Event::Speaks(7));
+    let ran = session_on(fake, "check");
+    let Ended::Failed { reason: Some(reason) } = ran.summary.ended else { panic!("{:?}", ran.summary) };
+    assert!(reason.contains("version 7") && reason.contains("an agent of another tidevm"), "{reason}");
+    assert_eq!(ran.summary.total, Duration::from_millis(100), "it is not waited for");
+}
+
+#[test]
+fn a_disagreement_in_the_guest_ends_the_session() {
+    let lies = |op: &Op| {
+        let failure = Failure::Disagree(Disagreement::Total { meminfo: 9, managed: 8 });
+        matches!(op, Op::Check).then_some(Answer::Failed(failure))
+    };
+    let ran = session(Nature { lies, ..Nature::default() }, "check\nstats");
+    assert_eq!((ran.status(), ran.steps.len()), (1, 1));
+    assert!(ran.reason(0).contains("meminfo says"), "{}", ran.reason(0));
 }
 
 #[test]

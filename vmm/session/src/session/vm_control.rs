@@ -26,8 +26,11 @@ pub trait VmControl {
     /// Bytes of device memory, all ranges together.
     fn device_memory(&self) -> u64;
 
-    /// Whether the guest reports and answers calls.
+    /// Whether the guest says that it is up, and answers calls.
     fn has_agent(&self) -> bool;
+
+    /// Whether the guest's drivers report how far they are, and why.
+    fn reports(&self) -> bool;
 
     /// A copy of the state of the guest as the VMM knows it now.
     fn state(&self) -> State;
@@ -150,6 +153,10 @@ impl VmControl for Vm {
 
     fn has_agent(&self) -> bool {
         VmHandle::has_agent(self)
+    }
+
+    fn reports(&self) -> bool {
+        VmHandle::reports(self)
     }
 
     fn state(&self) -> State {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tidevm_abi::{MAX_NODES, NodeStats, Size, Stats, ZoneName, ZoneStats};
+use tidevm_abi::{Kernel, MAX_NODES, NodeStats, Size, Stats, ZoneName, ZoneStats};
 use tidevm_machine::{ExitCounts, Ready};
 
-use super::{Table, about, numbers, wrap};
+use super::{Cell, Table, about, numbers, wrap};
 use crate::session::{
     Booted, DeviceSample, Ended, Observer, Rate, Sample, StepFailure, StepRun, Stopped, Summary,
 };
@@ -238,4 +238,13 @@ fn lines_break_at_spaces() {
     assert_eq!(wrap("one two three", 8), ["one two", "three"]);
     assert_eq!(wrap("  indented table", 40), ["  indented table"]);
     assert_eq!(wrap("overlongword x", 5), ["overlongword", "x"]);
+}
+
+#[test]
+fn what_linux_does_not_tell_has_a_dash() {
+    let mut told = sample(1 << 30, 7);
+    let cells = |sample: &Sample| [Cell::MemmapInBoot, Cell::Migrated].map(|cell| cell.show(None, sample));
+    assert_ne!(cells(&told)[0], "-");
+    told.guest.as_mut().expect("a guest").kernel = Kernel::Linux;
+    assert_eq!(cells(&told), ["-", "7"]);
 }

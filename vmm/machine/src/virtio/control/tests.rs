@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tidevm_abi::kernel::RECORDS_VERSION;
 use tidevm_abi::{Answer, Op};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_QUEUE_NOTIFY};
 
@@ -21,15 +22,20 @@ struct Rig {
 }
 
 fn rig() -> Rig {
+    let (memory, shared, mut control, kicks) = device(false);
+    let (calls, reports) = (Ring::new(&memory, MIB), Ring::new(&memory, 2 * MIB));
+    initialise(&mut control, 0, &[&calls, &reports]);
+    Rig { control, calls, reports, shared, kicks }
+}
+
+fn device(has_port: bool) -> (Arc<Memory>, Arc<SharedState>, Control, [EventFd; 2]) {
     let memory = Arc::new(memory(64 * MIB, &[]).0);
     let shared = Arc::new(SharedState::new(Instant::now(), Vec::new()));
     let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let kicks = [event(), event()];
     let kicked = [CALLS, REPORTS].map(|queue| kicks[queue].try_clone().unwrap());
-    let mut control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicked).unwrap();
-    let (calls, reports) = (Ring::new(&memory, MIB), Ring::new(&memory, 2 * MIB));
-    initialise(&mut control, 0, &[&calls, &reports]);
-    Rig { control, calls, reports, shared, kicks }
+    let control = Control::new(Arc::clone(&memory), Arc::clone(&shared), event(), kicked, has_port).unwrap();
+    (memory, shared, control, kicks)
 }
 
 impl Rig {
@@ -231,4 +237,131 @@ fn a_driver_is_told_of_buffers_of_the_queues_that_it_chose() {
         assert_eq!((rig.calls.used(), rig.reports.used()), (1, 1));
         assert_eq!([of_calls, interrupts(&mut rig.control)], told, "queue {quiet} is quiet");
     }
+}
+
+/// The device for an agent in Linux, whose driver has offered room for messages about the port.
+struct PortRig {
+    rig: Rig,
+    to_driver: Ring,
+    from_driver: Ring,
+    said: u16,
+}
+
+/// Messages about port 0: the event, and the value 1.
+const ADD: [u8; 8] = [0, 0, 0, 0, 1, 0, 1, 0];
+const OPEN: [u8; 8] = [0, 0, 0, 0, 6, 0, 1, 0];
+const DRIVER_READY: [u8; 8] = [0, 0, 0, 0, 0, 0, 1, 0];
+const PORT_READY: [u8; 8] = [0, 0, 0, 0, 3, 0, 1, 0];
+
+fn port_rig() -> PortRig {
+    let (memory, shared, control, kicks) = device(true);
+    let [calls, reports, mut to_driver, from_driver] =
+        [1, 2, 3, 4].map(|place| Ring::new(&memory, place * MIB));
+    for head in 0..Ring::SIZE {
+        let address = to_driver.place(head.into());
+        to_driver.offer(head, &[Buffer { address, size: 32, writable: true }]);
+    }
+    let mut rig =
+        PortRig { rig: Rig { control, calls, reports, shared, kicks }, to_driver, from_driver, said: 0 };
+    rig.drive();
+    rig
+}
+
+impl PortRig {
+    fn drive(&mut self) {
+        let rings = [&self.rig.calls, &self.rig.reports, &self.to_driver, &self.from_driver];
+        initialise(&mut self.rig.control, 1 << port::F_MULTIPORT, &rings);
+    }
+
+    /// The driver sends a message.
+    fn say(&mut self, message: &[u8]) {
+        let address = self.from_driver.place(0);
+        self.from_driver.fill(address, message);
+        self.from_driver.offer(0, &[Buffer { address, size: message.len() as u32, writable: false }]);
+        self.rig.control.serve_reports();
+        self.said += 1;
+        assert_eq!(self.from_driver.used(), self.said, "the buffer comes back");
+    }
+
+    /// What the device has sent.
+    fn heard(&self) -> Vec<Vec<u8>> {
+        let message =
+            |n: u16| self.to_driver.bytes(self.to_driver.place(n.into()), self.to_driver.written(n) as usize);
+        (0..self.to_driver.used()).map(message).collect()
+    }
+}
+
+#[test]
+fn linux_is_told_of_one_port_and_calls_wait_until_it_is_open() {
+    let mut rig = port_rig();
+    let mut config = [0; 4];
+    rig.rig.control.read(0x104, &mut config);
+    assert_eq!((u32::from_le_bytes(config), rig.rig.control.queues()), (1, 4), "one port");
+    rig.rig.offer_room(0, MAX_RECORD as u32);
+    let call = Call { id: 7, op: Op::Stats };
+    rig.rig.control.call(call).unwrap();
+    assert!(rig.heard().is_empty());
+    rig.say(&DRIVER_READY);
+    assert_eq!(rig.heard(), [ADD]);
+    rig.say(&PORT_READY);
+    assert_eq!(rig.heard(), [ADD, OPEN]);
+    assert_eq!(rig.rig.calls.used(), 0, "the driver would drop it");
+    rig.say(&OPEN);
+    assert_eq!(rig.rig.calls.used(), 1);
+    let size = rig.rig.calls.written(0) as usize;
+    assert_eq!(decode(&rig.rig.calls.bytes(rig.rig.calls.place(0), size)), Ok(call));
+    rig.rig.report_record(&Report::Ready { cpus: 2, mem_devices: 1 });
+    assert!(rig.rig.shared.snapshot().ready.is_some());
+    assert_eq!(rig.rig.shared.snapshot().bad_records, 0);
+}
+
+#[test]
+fn a_driver_that_says_nonsense_of_ports_is_counted() {
+    let mut rig = port_rig();
+    for message in [&[][..], &[0; 7], &[0xff; 8], &[1, 0, 0, 0, 6, 0, 1, 0]] {
+        rig.say(message);
+    }
+    assert_eq!((rig.heard().len(), rig.rig.shared.snapshot().bad_records), (0, 4));
+}
+
+#[test]
+fn the_next_driver_is_told_of_the_port_anew() {
+    let mut rig = port_rig();
+    rig.say(&DRIVER_READY);
+    rig.say(&PORT_READY);
+    rig.say(&OPEN);
+    rig.rig.control.disconnect();
+    let saved = rig.rig.control.state();
+    let mut rig = port_rig();
+    assert_eq!(saved.port, Some(Port::default()), "no program has the port");
+    rig.say(&DRIVER_READY);
+    rig.say(&OPEN);
+    // Written by a driver that goes.
+    write(&mut rig.rig.control, virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(rig.rig.control.state().port, Some(Port::default()));
+}
+
+#[test]
+fn notifications_of_messages_reach_the_loop() {
+    let mut rig = port_rig();
+    let kicks = |rig: &PortRig| [CALLS, REPORTS].map(|queue| rig.rig.kicks[queue].read().is_ok());
+    kicks(&rig);
+    for (queue, expected) in [(port::TO_DRIVER, [true, false]), (port::FROM_DRIVER, [false, true])] {
+        write(&mut rig.rig.control, VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+        assert_eq!(kicks(&rig), expected);
+    }
+}
+
+#[test]
+fn a_guest_of_other_records_does_not_become_ready() {
+    let mut rig = rig();
+    rig.report_record(&Report::Speaks { version: RECORDS_VERSION + 1 });
+    rig.report_record(&Report::Ready { cpus: 1, mem_devices: 0 });
+    let state = rig.shared.snapshot();
+    assert_eq!((state.ready, state.foreign_records), (None, Some(RECORDS_VERSION + 1)));
+    rig.shared.restart(Vec::new);
+    assert_eq!(rig.shared.snapshot().foreign_records, None);
+    rig.report_record(&Report::Speaks { version: RECORDS_VERSION });
+    rig.report_record(&Report::Ready { cpus: 1, mem_devices: 0 });
+    assert!(rig.shared.snapshot().ready.is_some());
 }

@@ -148,7 +148,7 @@ fn resize_within(vm: &Vm, target: Size, within: Duration) -> Result<(), WaitErro
     thread::spawn(move || {
         let result = handle.resize(0, target).map(|()| {
             handle.wait(within, "the resize", |state| {
-                state.mem[0].settled(target, handle.has_agent(), true).map(drop)
+                state.mem[0].settled(target, handle.reports(), true).map(drop)
             })
         });
         // Nobody receives when the test has failed.
