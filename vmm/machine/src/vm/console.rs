@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::{ConsoleMode, ConsoleWatch};
 use crate::error::{StartError, host};
@@ -54,7 +54,7 @@ impl ConsoleMode {
 /// Opens what `mode` and `watch` name.
 pub(super) fn open(mode: &mut ConsoleMode, watch: &ConsoleWatch) -> Result<Console, StartError> {
     mode.listen()?;
-    let copy = watch.copy.as_ref().map(file).transpose()?;
+    let copy = watch.copy.as_deref().map(file).transpose()?;
     if let ConsoleMode::Listening(listener) = mode {
         let seat = Seat::default();
         let sink = Sink::Bytes(Box::new(clients::Output::to(&seat)));
@@ -65,8 +65,8 @@ pub(super) fn open(mode: &mut ConsoleMode, watch: &ConsoleWatch) -> Result<Conso
 }
 
 /// The sink that is a file.
-fn file(path: &PathBuf) -> Result<Sink, StartError> {
-    let failed = |error| StartError::Console { kind: "file", path: path.clone(), error };
+fn file(path: &Path) -> Result<Sink, StartError> {
+    let failed = |error| StartError::Console { kind: "file", path: path.to_owned(), error };
     let writer = create_file(path).map_err(failed)?;
     Ok(Sink::RawLines(Box::new(Limited { writer, left: FILE_LIMIT, last_line: LAST_LINE })))
 }
