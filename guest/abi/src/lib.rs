@@ -9,6 +9,7 @@
 //! | [`answer`], [`failure`], `blocks`, `meminfo`, `pmem`, `pressure`, `resize`, `stats` | what records carry, and its text |
 //! | [`command`], `words`, `size`, `duration`, `name` | the grammar of scripts and of the guest's shell |
 //! | `counted` | numbers of things as text |
+//! | [`pattern`], [`zoneinfo`] | what workloads write into their pages, and the text in which kernels tell their zones |
 //! | [`kernel`] | the kernels that scripts run on, and what each of them can do |
 //! | [`judge`] | the conversation of a judge and its guest on the serial line |
 //! | [`metric`], `counter` | the counters by their names in scripts, tables and JSON |
@@ -40,6 +41,7 @@ pub mod limits;
 mod meminfo;
 pub mod metric;
 mod name;
+pub mod pattern;
 mod pmem;
 mod pressure;
 pub mod record;
@@ -47,6 +49,7 @@ mod resize;
 mod size;
 mod stats;
 mod words;
+pub mod zoneinfo;
 
 pub use answer::{Answer, BadWord};
 pub use blocks::{BLOCK_RUNS, BlockRun, BlockState, Memmap};
@@ -64,6 +67,7 @@ pub use limits::{
 pub use meminfo::Meminfo;
 pub use metric::Metric;
 pub use name::{Handle, Name, Named, SHELL_HANDLES};
+pub use pattern::PagePattern;
 pub use pmem::{Pmem, PmemMapped, PmemOp, PmemUse};
 pub use pressure::{Pressure, Watch};
 pub use record::{BadRecord, Call, CorruptPart, FaultStep, HogKind, MAX_RECORD, Op, Report, decode, encode};

@@ -4,10 +4,11 @@
 //! compares those that have to be equal: a memory block that is online in zone Movable is present there as a whole, also if
 //! only a part of it is plugged (Linux `online_pages`, `adjust_present_page_count`), and `MemTotal` is what all zones manage.
 
+use tidevm_abi::zoneinfo::Zone;
 use tidevm_abi::{Answer, Disagreement, Failure, PAGE_SIZE, ZoneName};
 
 use crate::blocks::Block;
-use crate::zoneinfo::Zone;
+use crate::zoneinfo::zone_name;
 
 /// Checks one picture of the memory. `total` is `MemTotal`, in pages.
 ///
@@ -15,11 +16,11 @@ use crate::zoneinfo::Zone;
 /// The first disagreement.
 pub fn check(zones: &[Zone], blocks: &[Block], total: u64) -> Result<Answer, Failure> {
     for zone in zones {
-        if let Some(name) = zone.counts_for().filter(|_| !is_ordered(zone)) {
+        if let Some(name) = zone_name(&zone.name).filter(|_| !is_ordered(zone)) {
             return Err(Failure::Disagree(Disagreement::Zone { node: zone.node as u8, zone: name }));
         }
     }
-    let mut nodes: Vec<usize> = zones.iter().map(|zone| zone.node).collect();
+    let mut nodes: Vec<u32> = zones.iter().map(|zone| zone.node).collect();
     nodes.dedup();
     for node in nodes {
         check_node(node as u8, zones, blocks)?;
@@ -37,7 +38,7 @@ fn is_ordered(zone: &Zone) -> bool {
 }
 
 fn check_node(node: u8, zones: &[Zone], blocks: &[Block]) -> Result<(), Failure> {
-    let here = |zone: &&Zone| zone.node == usize::from(node);
+    let here = |zone: &&Zone| zone.node == u32::from(node);
     let online = || blocks.iter().filter(|block| block.online && block.node == node);
     let pages =
         |blocks: &mut dyn Iterator<Item = &Block>| blocks.map(|block| block.size / PAGE_SIZE).sum::<u64>();
@@ -47,7 +48,7 @@ fn check_node(node: u8, zones: &[Zone], blocks: &[Block]) -> Result<(), Failure>
     if present > all {
         return Err(Failure::Disagree(Disagreement::Node { node, blocks: all, present }));
     }
-    let movable = zones.iter().filter(here).filter(|zone| zone.counts_for() == Some(ZoneName::Movable));
+    let movable = zones.iter().filter(here).filter(|zone| zone_name(&zone.name) == Some(ZoneName::Movable));
     let present = movable.map(|zone| zone.present).sum();
     let blocks = pages(&mut online().filter(|block| block.zone.as_deref() == Some("Movable")));
     // With `movablecore=`, a part of boot memory is in Movable, and a memory block may be in two zones.
@@ -60,12 +61,12 @@ fn check_node(node: u8, zones: &[Zone], blocks: &[Block]) -> Result<(), Failure>
 
 #[cfg(test)]
 mod tests {
+    use tidevm_abi::zoneinfo::{Zone, parse};
     use tidevm_abi::{Answer, Disagreement, Failure};
 
     use super::check;
     use crate::blocks::Block;
     use crate::zoneinfo::tests::TEXT;
-    use crate::zoneinfo::{Zone, zones};
 
     const SIZE: u64 = 128 << 20;
     const TOTAL: u64 = 3840 + 113_900 + 65_536 + 32_768;
@@ -84,7 +85,7 @@ mod tests {
     }
 
     fn changed(change: impl FnOnce(&mut Vec<Zone>, &mut Vec<Block>)) -> Result<Answer, Failure> {
-        let (mut zones, mut blocks) = (zones(TEXT), blocks());
+        let (mut zones, mut blocks) = (parse(TEXT.lines()), blocks());
         change(&mut zones, &mut blocks);
         check(&zones, &blocks, TOTAL)
     }
@@ -111,7 +112,7 @@ mod tests {
             blocks.drain(..3);
         }));
         assert_eq!(gone, Disagreement::Node { node: 0, blocks: 98_304, present: 196_510 });
-        let total = found(check(&zones(TEXT), &blocks(), TOTAL - 1));
+        let total = found(check(&parse(TEXT.lines()), &blocks(), TOTAL - 1));
         assert_eq!(total, Disagreement::Total { meminfo: TOTAL - 1, managed: TOTAL });
     }
 }

@@ -5,10 +5,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidevm_abi::{Answer, Handle};
+use tidevm_abi::{Answer, Handle, PagePattern};
 
 use crate::pages::Pages;
-use crate::pattern::PagePattern;
 
 /// Mappings of a thread.
 const SLOTS: usize = 32;

@@ -22,7 +22,6 @@ mod churn;
 mod files;
 mod init;
 mod pages;
-mod pattern;
 mod pipes;
 mod port;
 mod room;

@@ -12,9 +12,8 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::pipe::{IoSliceRaw, SpliceFlags, vmsplice};
-use tidevm_abi::{BadWord, PAGE_SIZE};
-
-use crate::pattern::{PagePattern, WORDS};
+use tidevm_abi::pattern::WORDS;
+use tidevm_abi::{BadWord, PAGE_SIZE, PagePattern};
 
 /// Bit of an entry of `pagemap`: the page is in memory.
 const PRESENT: u64 = 1 << 63;
@@ -146,7 +145,7 @@ impl Drop for Pages {
 #[cfg(test)]
 mod tests {
     use super::Pages;
-    use crate::pattern::PagePattern;
+    use tidevm_abi::PagePattern;
 
     #[test]
     fn a_flipped_bit_is_found() {

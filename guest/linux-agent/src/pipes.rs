@@ -11,10 +11,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, tee};
-use tidevm_abi::PAGE_SIZE;
+use tidevm_abi::{PAGE_SIZE, PagePattern};
 
 use crate::pages::Pages;
-use crate::pattern::PagePattern;
 
 /// Pages per pipe: what any process may put into one (`/proc/sys/fs/pipe-max-size`).
 const PER_PIPE: u64 = 256;
@@ -126,7 +125,7 @@ pub fn pin(pages: &Pages) -> io::Result<Vec<OwnedFd>> {
 mod tests {
     use super::{KernelPages, PER_PIPE, pin};
     use crate::pages::Pages;
-    use crate::pattern::PagePattern;
+    use tidevm_abi::PagePattern;
 
     #[test]
     fn pages_in_pipes_keep_their_content_however_often_they_are_read() {

@@ -5,9 +5,10 @@
 
 use std::io;
 
+use tidevm_abi::zoneinfo::Zone;
 use tidevm_abi::{HogKind, PAGE_SIZE, ZoneName};
 
-use crate::zoneinfo::{Zone, value};
+use crate::zoneinfo::{value, zone_name};
 
 /// Pages left to everybody else.
 const RESERVE: u64 = 4096;
@@ -29,7 +30,7 @@ pub fn most(kind: HogKind, zones: &[Zone], meminfo: &str) -> io::Result<u64> {
 
 /// What `zone` has for the kernel, which takes no pages from the zone Movable, and prefers Normal.
 fn for_kernel(zone: &Zone, zones: &[Zone]) -> u64 {
-    if !matches!(zone.counts_for(), Some(ZoneName::Dma32 | ZoneName::Normal)) {
+    if !matches!(zone_name(&zone.name), Some(ZoneName::Dma32 | ZoneName::Normal)) {
         return 0;
     }
     let mut of_node = zones.iter().filter(|other| other.node == zone.node);
@@ -41,16 +42,16 @@ fn for_kernel(zone: &Zone, zones: &[Zone]) -> u64 {
 #[cfg(test)]
 mod tests {
     use tidevm_abi::HogKind;
+    use tidevm_abi::zoneinfo::parse;
 
     use super::{RESERVE, most};
     use crate::zoneinfo::tests::TEXT;
-    use crate::zoneinfo::zones;
 
     #[test]
     fn the_kernel_takes_nothing_from_movable() {
         let meminfo = "MemTotal: 1000000 kB\nMemAvailable:  800000 kB\n";
         let kernel: u64 = (2816 - 90 - 444) + (90000 - 2850);
-        let room = |kind| most(kind, &zones(TEXT), meminfo).unwrap();
+        let room = |kind| most(kind, &parse(TEXT.lines()), meminfo).unwrap();
         assert_eq!(room(HogKind::Unmovable), kernel - RESERVE - (kernel - RESERVE) / 512);
         let available: u64 = 200_000 - RESERVE;
         assert_eq!(room(HogKind::Movable), available - available / 512);

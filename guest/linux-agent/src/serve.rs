@@ -12,12 +12,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::{RebootCommand, reboot};
 use tidevm_abi::kernel::RECORDS_VERSION;
+use tidevm_abi::zoneinfo::{Zone, parse};
 use tidevm_abi::{Answer, Call, Failure, Handle, HogKind, Meminfo, Op, Report, Size};
 
 use crate::files::{self, Files};
 use crate::port::Port;
 use crate::workload::{Said, Workload};
-use crate::zoneinfo::{self, Zone};
+use crate::zoneinfo;
 use crate::{blocks, check, room, stats};
 
 /// The process that the kernel never ends when memory is short (proc(5), `oom_score_adj`).
@@ -202,7 +203,7 @@ fn untold(error: &io::Error) -> Failure {
 }
 
 fn zones() -> io::Result<Vec<Zone>> {
-    files::proc("zoneinfo").map(|text| zoneinfo::zones(&text))
+    files::proc("zoneinfo").map(|text| parse(text.lines()))
 }
 
 fn meminfo() -> io::Result<Answer> {

@@ -10,11 +10,12 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::stdio::stdin;
 use tidevm_abi::{
-    Answer, BadWord, Call, CorruptPart, Failure, Handle, HogKind, MAX_RECORD, Op, Report, decode, encode,
+    Answer, BadWord, Call, CorruptPart, Failure, Handle, HogKind, MAX_RECORD, Op, PagePattern, Report,
+    decode, encode,
 };
 
 use crate::pages::Pages;
-use crate::pattern::PagePattern;
+
 use crate::pipes::{self, KernelPages};
 use crate::{churn, files};
 

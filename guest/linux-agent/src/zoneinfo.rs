@@ -1,41 +1,11 @@
-//! `/proc/zoneinfo`, and single numbers of other files of proc.
+//! Which zones of tidevm's records Linux's zones count for, and single numbers of files of proc.
 //!
-//! Mirrors Linux `mm/vmstat.c`, `zoneinfo_show_print`. tidevm's guest has no zone DMA; here the pages of DMA count as DMA32.
-//! Zones that tidevm does not know, such as Device, are left out.
+//! tidevm's guest has no zone DMA; here the pages of DMA count as DMA32. Zones that tidevm does not know, such as Device, are
+//! left out.
 
 use std::io;
 
 use tidevm_abi::ZoneName;
-
-/// A zone of a node, in pages.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Zone {
-    /// Its node.
-    pub node: usize,
-    /// Its name, as Linux has it.
-    pub name: String,
-    /// Pages on the buddy's free lists.
-    pub free: u64,
-    /// The high watermark: free pages above it are there to be taken.
-    pub high: u64,
-    /// Pages between its ends.
-    pub spanned: u64,
-    /// Pages that exist.
-    pub present: u64,
-    /// Pages that the allocator manages.
-    pub managed: u64,
-    /// Pages on per-CPU lists.
-    pub pcp: u64,
-    /// Pages kept from allocations that could use a higher zone, by the index of that zone in its node.
-    pub protection: Vec<u64>,
-}
-
-impl Zone {
-    /// The zone of tidevm's records that its pages count for.
-    pub fn counts_for(&self) -> Option<ZoneName> {
-        zone_name(&self.name)
-    }
-}
 
 /// The zone of tidevm's records that has pages of Linux's zone `name`.
 pub fn zone_name(name: &str) -> Option<ZoneName> {
@@ -45,48 +15,6 @@ pub fn zone_name(name: &str) -> Option<ZoneName> {
         "Movable" => Some(ZoneName::Movable),
         _ => None,
     }
-}
-
-/// The zones in the text of `/proc/zoneinfo`. Lines that are not known are passed over: each kernel has others.
-pub fn zones(text: &str) -> Vec<Zone> {
-    let mut zones: Vec<Zone> = Vec::new();
-    for line in text.lines() {
-        if let Some((node, name)) = header(line) {
-            zones.push(Zone { node, name: name.to_owned(), ..Zone::default() });
-            continue;
-        }
-        let Some(zone) = zones.last_mut() else { continue };
-        if let Some(list) = line.trim().strip_prefix("protection:") {
-            let numbers = list.trim().trim_matches(['(', ')']).split(", ");
-            zone.protection = numbers.filter_map(|number| number.parse().ok()).collect();
-            continue;
-        }
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (name, Some(number)) = (words.len().checked_sub(2).map(|at| words[at]), last_number(&words))
-        else {
-            continue;
-        };
-        match name {
-            Some("free") if words[0] == "pages" => zone.free = number,
-            Some("high") => zone.high = number,
-            Some("spanned") => zone.spanned = number,
-            Some("present") => zone.present = number,
-            Some("managed") => zone.managed = number,
-            Some("count:") => zone.pcp += number,
-            _ => {}
-        }
-    }
-    zones
-}
-
-/// `Node 0, zone   Normal`.
-fn header(line: &str) -> Option<(usize, &str)> {
-    let (node, zone) = line.strip_prefix("Node ")?.split_once(',')?;
-    Some((node.parse().ok()?, zone.trim().strip_prefix("zone")?.trim()))
-}
-
-fn last_number(words: &[&str]) -> Option<u64> {
-    words.last()?.parse().ok()
 }
 
 /// The number behind `key` in a text that has one on a line, such as `/proc/vmstat` and `/proc/meminfo`.
@@ -101,7 +29,9 @@ pub fn value(text: &str, key: &str) -> io::Result<u64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{value, zones};
+    use tidevm_abi::zoneinfo::parse;
+
+    use super::value;
 
     /// Two nodes, in the form of Linux 6.1, and with lines that only later kernels have.
     pub const TEXT: &str = "\
@@ -181,8 +111,8 @@ Node 1, zone  Movable
 
     #[test]
     fn zones_are_read() {
-        let zones = zones(TEXT);
-        let names: Vec<(usize, &str)> = zones.iter().map(|zone| (zone.node, zone.name.as_str())).collect();
+        let zones = parse(TEXT.lines());
+        let names: Vec<(u32, &str)> = zones.iter().map(|zone| (zone.node, zone.name.as_str())).collect();
         let expected =
             [(0, "DMA"), (0, "DMA32"), (0, "Normal"), (0, "Movable"), (0, "Device"), (1, "Movable")];
         assert_eq!(names, expected);

@@ -19,29 +19,17 @@ pub struct Zone {
     pub free: u64,
 }
 
-/// The zones in the order of the text. Lines of any other form are ignored. Zones that the text does not list are
-/// missing.
+/// The zones in the order of the text, see [`tidevm_abi::zoneinfo::parse`].
 pub fn parse<'t>(lines: impl IntoIterator<Item = &'t str>) -> Vec<Zone> {
-    let mut zones: Vec<Zone> = Vec::new();
-    for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["Node", node, "zone", name] = words[..] {
-            let node = node.trim_end_matches(',').parse();
-            zones.extend(node.ok().map(|node| Zone { node, name: name.to_owned(), ..Zone::default() }));
-            continue;
-        }
-        let (Some(zone), [name, value]) = (zones.last_mut(), &words[..]) else { continue };
-        let Ok(value) = value.parse::<u64>() else { continue };
-        match *name {
-            "spanned" => zone.spanned = value,
-            "present" => zone.present = value,
-            "managed" => zone.managed = value,
-            // `count` is the number of pages on the lists of one CPU.
-            "nr_free_pages" | "count:" => zone.free += value,
-            _ => {}
-        }
-    }
-    zones
+    let counters = |zone: tidevm_abi::zoneinfo::Zone| Zone {
+        node: zone.node,
+        name: zone.name,
+        spanned: zone.spanned,
+        present: zone.present,
+        managed: zone.managed,
+        free: zone.free + zone.pcp,
+    };
+    tidevm_abi::zoneinfo::parse(lines).into_iter().map(counters).collect()
 }
 
 #[cfg(test)]
