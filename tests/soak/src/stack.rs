@@ -12,8 +12,6 @@ use tidevm_machine::hosted::{Devices, REGION, Which};
 use virtio_mem::wire::{CONFIG_SIZE, RESPONSE_SIZE};
 use virtio_mem::{Config, Driver, DriverConfig, Outcome, Request, RequestKind, Response, ResponseType};
 
-/// Where the region begins.
-pub const REGION_START: u64 = REGION;
 /// Size of the region, unless it is said: four memory blocks.
 pub const REGION_SIZE: u64 = 512 << 20;
 /// Size of a device block.

@@ -169,14 +169,7 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
     const MOVED: &str = "tidevm_virtio_mem_moved_bytes_total";
     const SECONDS: &str = "tidevm_virtio_mem_request_duration_seconds";
     page.family(COUNTS, COUNTER, "Requests to a virtio-mem device, by type and answer.");
-    for (index, counts) in requests.iter().enumerate() {
-        let device = index.to_string();
-        for (kind, row) in REQUEST_KINDS.iter().zip(&counts.by) {
-            for (answer, count) in ANSWERS.iter().zip(row) {
-                page.sample(COUNTS, &[("device", &device), ("type", kind), ("answer", answer)], count);
-            }
-        }
-    }
+    by_answer(page, COUNTS, (&REQUEST_KINDS, &ANSWERS), requests.iter().map(|counts| &counts.by));
     page.family(CHAINS, COUNTER, "Chains of buffers, and queues, that a virtio-mem device could not use.");
     for (index, counts) in requests.iter().enumerate() {
         page.sample(CHAINS, &[("device", &index.to_string())], counts.refused_chains);
@@ -196,19 +189,29 @@ fn requests(page: &mut Page, requests: &[RequestCounts]) {
     }
 }
 
+/// The requests to each of several devices, by type and answer, which have these names.
+fn by_answer<'c, const KINDS: usize, const ANSWERS: usize>(
+    page: &mut Page,
+    family: &str,
+    (kinds, answers): (&[&str; KINDS], &[&str; ANSWERS]),
+    devices: impl Iterator<Item = &'c [[u64; ANSWERS]; KINDS]>,
+) {
+    for (index, by) in devices.enumerate() {
+        let device = index.to_string();
+        for (kind, row) in kinds.iter().zip(by) {
+            for (answer, count) in answers.iter().zip(row) {
+                page.sample(family, &[("device", &device), ("type", kind), ("answer", answer)], count);
+            }
+        }
+    }
+}
+
 fn disks(page: &mut Page, disks: &[DiskCounts]) {
     const COUNTS: &str = "tidevm_virtio_blk_requests_total";
     const CHAINS: &str = "tidevm_virtio_blk_refused_chains_total";
     const MOVED: &str = "tidevm_virtio_blk_moved_bytes_total";
     page.family(COUNTS, COUNTER, "Requests to a disk, by type and answer.");
-    for (index, counts) in disks.iter().enumerate() {
-        let device = index.to_string();
-        for (kind, row) in DISK_REQUEST_KINDS.iter().zip(&counts.by) {
-            for (answer, count) in DISK_ANSWERS.iter().zip(row) {
-                page.sample(COUNTS, &[("device", &device), ("type", kind), ("answer", answer)], count);
-            }
-        }
-    }
+    by_answer(page, COUNTS, (&DISK_REQUEST_KINDS, &DISK_ANSWERS), disks.iter().map(|counts| &counts.by));
     page.family(CHAINS, COUNTER, "Chains of buffers without room for an answer of a disk.");
     for (index, counts) in disks.iter().enumerate() {
         page.sample(CHAINS, &[("device", &index.to_string())], counts.refused_chains);

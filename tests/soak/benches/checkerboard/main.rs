@@ -8,7 +8,8 @@ use std::fs;
 
 use tidevm_bench::clock::wall;
 use tidevm_bench::table::{Row, Table, time};
-use tidevm_soak::stack::{BLOCK, DeviceAndDriver, MEMORY_BLOCK, REGION_START};
+use tidevm_machine::hosted;
+use tidevm_soak::stack::{BLOCK, DeviceAndDriver, MEMORY_BLOCK};
 use virtio_mem::{Request, RequestKind, Response, ResponseType};
 
 /// Protected device blocks.
@@ -20,8 +21,8 @@ fn main() {
     table.section("A checkerboard of 10,000 protected device blocks of 2 MiB");
     let mut stack = DeviceAndDriver::with_region(REGION.next_multiple_of(MEMORY_BLOCK), 0);
     stack.resize(REGION);
-    let start = REGION_START;
-    let request = |kind, first: u64, count| Request { kind, addr: start + first * BLOCK, nb_blocks: count };
+    let request =
+        |kind, first: u64, count| Request { kind, addr: hosted::REGION + first * BLOCK, nb_blocks: count };
     let ack = Response::new(ResponseType::Ack);
     let all = u16::try_from(2 * PROTECTED).expect("one request");
     let plug = wall(|| assert_eq!(stack.ask(request(RequestKind::Plug, 0, all)), ack));

@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 
-use super::{Test, assert_status, kernel, lines, program, scratch, small, text, tidevm, with_input};
+use super::{
+    Test, assert_status, kernel, lines, path, program, scratch, small, text, tidevm, utf8, with_input,
+};
 
 pub const HOSTED: &[Test] = &[
     ("a_wrong_pattern_is_told_with_its_place", a_wrong_pattern_is_told_with_its_place),
@@ -26,16 +28,6 @@ pub const TESTS: &[Test] = &[
     ("results_are_there_after_a_signal", results_are_there_after_a_signal),
     ("artifacts_are_those_of_the_session", artifacts_are_those_of_the_session),
 ];
-
-fn path(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    drop(fs::remove_file(&path));
-    path
-}
-
-fn utf8(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Test, assert_status, lines, program, scratch, small, text, tidevm, with_input};
+use super::{Test, assert_status, lines, path, program, scratch, small, text, tidevm, utf8, with_input};
 
 pub const HOSTED: &[Test] = &[("what_is_no_session_has_no_page", what_is_no_session_has_no_page)];
 
@@ -22,16 +22,6 @@ pub fn artifact(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("artifacts");
     fs::create_dir_all(&folder).expect("the target folder is writable");
     folder.join(name)
-}
-
-fn path(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    drop(fs::remove_file(&path));
-    path
-}
-
-fn utf8(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }
 
 /// The page that is written beside the table, and the one that is made of the JSON lines of the same session.

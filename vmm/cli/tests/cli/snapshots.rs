@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::endings::{end, kill, until};
-use super::{Test, assert_status, program, small, spawn, text, tidevm, with_input};
+use super::{Test, assert_status, program, small, spawn, text, tidevm, utf8, with_input};
 
 pub const HOSTED: &[Test] = &[
     ("what_is_no_snapshot_is_refused", what_is_no_snapshot_is_refused),
@@ -31,10 +31,6 @@ fn folder(name: &str) -> PathBuf {
     drop(fs::remove_dir_all(&path));
     fs::create_dir_all(&path).expect("the scratch folder is writable");
     path
-}
-
-fn utf8(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }
 
 /// What is in a folder, sorted. A child of a program that has ended may still be at work, so it is waited for.
